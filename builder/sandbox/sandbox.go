@@ -1,0 +1,95 @@
+// Package sandbox runs one process in isolation.
+//
+// A Process is an OCI runtime-spec configuration and the mounts that make its
+// root file system. Runners take it: package linux starts it directly, package
+// oci hands it to runc, crun or another OCI runtime. Both give the level of
+// isolation of Docker's default, see New.
+//
+// A runner leaves nothing behind: when Run returns, or the calling process is
+// killed, every process, mount and cgroup of the sandbox is gone.
+package sandbox
+
+import (
+	"context"
+	"io"
+	"os"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Runner runs processes. Implementations pass package sandboxtest's suite.
+type Runner interface {
+	// Name is the runner's name: "linux", or the OCI runtime's.
+	Name() string
+	// Run runs p to its end and returns its exit code (128+n if signal n
+	// ended it). The error is about the sandbox, such as a program that is
+	// not in the root; the process's own failure is an exit code. When ctx
+	// ends every process in the sandbox is killed and Run returns the
+	// context's cause.
+	Run(ctx context.Context, p Process) (exit int, err error)
+}
+
+// Process is a process to be run.
+type Process struct {
+	// Spec is the runtime-spec configuration; see New. Spec.Root.Path is not
+	// used.
+	Spec *specs.Spec
+	// Root makes the root file system, in the sandbox's own mount namespace.
+	Root Root
+	// NetNS is an open network namespace for the process to enter; nil: a
+	// new one with only loopback if the Spec has a network namespace, else
+	// the caller's.
+	NetNS *os.File
+
+	Stdin          io.Reader // nil: empty
+	Stdout, Stderr io.Writer
+	// Terminal is set instead of the three above to give the process a
+	// terminal: the runner makes a pty, sends its master here, and the
+	// receiver owns it.
+	Terminal func(master *os.File)
+	// Started is called once the process runs; nil is allowed. signal sends
+	// it a signal.
+	Started func(signal func(os.Signal) error)
+}
+
+// Root tells how to mount a root file system.
+type Root struct {
+	// Lower, lowest first, and Upper and Work make an overlay; without Upper
+	// it is read-only.
+	Lower       []string
+	Upper, Work string
+	UserXattr   bool
+	// Bind is a directory to use instead.
+	Bind string
+}
+
+// Config is what New makes a runtime-spec configuration of.
+type Config struct {
+	Args     []string
+	Env      []string
+	Dir      string
+	UID, GID uint32
+	Groups   []uint32
+	Hostname string
+	// Privileged: all capabilities, no seccomp, nothing masked or read-only,
+	// the host's devices.
+	Privileged bool
+	// HostNetwork: no network namespace of its own.
+	HostNetwork bool
+	Readonly    bool  // the root
+	ShmSize     int64 // bytes; 0 is 64 MiB
+	Terminal    bool
+	// Mounts come after the standard ones (/proc, /dev, /sys, …), in order.
+	// Type "bind" takes Source of the host; targets are resolved inside the
+	// root and made if missing.
+	Mounts      []specs.Mount
+	Rlimits     []specs.POSIXRlimit
+	Resources   *specs.LinuxResources
+	CgroupsPath string
+	Rootless    bool
+}
+
+// New makes the configuration that strake runs steps with: new pid, mount, ipc,
+// uts, cgroup and net namespaces, Docker's 14 capabilities and seccomp profile,
+// its masked and read-only paths, no new privileges not set (setuid works).
+func New(c Config) (*specs.Spec, error) { panic("unwritten") }

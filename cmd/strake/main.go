@@ -1,0 +1,4 @@
+// Command strake builds container images.
+package main
+
+func main() {}

@@ -1,0 +1,80 @@
+// Package parser reads build files in the Dockerfile language and makes plans
+// of them.
+//
+// Parse checks the syntax; File.Plan does all the rest: it selects the stages
+// that the target needs, expands variables, resolves base images by a call-back
+// and computes the image configuration with its history. The language is
+// that of BuildKit's Dockerfile frontend, and its syntax packages read it.
+package parser
+
+import (
+	"context"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strake-build/strake/plan"
+)
+
+// File is a build file.
+type File struct{}
+
+// Parse parses a build file. name is what messages call it. Errors are
+// *plan.Error.
+func Parse(name string, data []byte) (*File, error) { panic("unwritten") }
+
+// Resolved is what a base image turned out to be.
+type Resolved struct {
+	Ref    string        // normalised
+	Digest digest.Digest // of the manifest for the platform
+	Config []byte        // image configuration
+	Layout string        // see plan.Image.Layout
+}
+
+// Context is a named context given by --build-context.
+type Context struct {
+	// Image is the reference of an image to use instead (docker-image://…).
+	Image string
+	// Layout is the name of an OCI layout, Image being its tag or digest.
+	Layout string
+	// Local is the plan.Local name of a directory.
+	Local string
+	// Exclude and IgnoreFile are the directory's ignore patterns.
+	Exclude    []string
+	IgnoreFile string
+	// Step is anything else (git, http).
+	Step *plan.Step
+}
+
+// Options says what to build of a file, and how. The zero value builds the last
+// stage for this machine's platform.
+type Options struct {
+	Target        string             // stage name or number
+	Args          map[string]string  // --build-arg
+	Platforms     []ocispec.Platform // empty: BuildPlatform
+	BuildPlatform ocispec.Platform   // of this machine; required
+	Labels        map[string]string  // --label
+	Contexts      map[string]Context // by name; "context" replaces the main one
+	Exclude       []string           // .dockerignore patterns of the main context
+	IgnoreFile    string             // where they come from
+	NoCache       bool
+	NoCacheStages []string // --no-cache-filter: stage names
+	Network       plan.NetworkMode
+	Hosts         []plan.Host
+	Ulimits       []plan.Ulimit
+	ShmSize       int64
+	Resources     plan.Resources
+	Hostname      string
+	// Epoch is SOURCE_DATE_EPOCH; nil if not given.
+	Epoch *time.Time
+	// Resolve looks a base image up. It may be called from several goroutines.
+	Resolve func(ctx context.Context, ref string, platform ocispec.Platform) (Resolved, error)
+}
+
+// Plan makes a plan of the file. Errors about the file are *plan.Error. A
+// flag or instruction that is not supported is an error, never ignored.
+func (f *File) Plan(ctx context.Context, o Options) (*plan.Build, error) { panic("unwritten") }
+
+// Stages returns the names of the stages ("" where there is none), in order.
+func (f *File) Stages() []string { panic("unwritten") }
