@@ -40,6 +40,12 @@ type Process struct {
 	// new one with only loopback if the Spec has a network namespace, else
 	// the caller's.
 	NetNS *os.File
+	// Files are put on a tmpfs of the sandbox and appear read-only at their
+	// paths, after all mounts (secrets: they never touch a disk).
+	Files []File
+	// Trees are root file systems that appear in the sandbox besides Root,
+	// after the Spec's mounts.
+	Trees []TreeMount
 
 	Stdin          io.Reader // nil: empty
 	Stdout, Stderr io.Writer
@@ -61,6 +67,25 @@ type Root struct {
 	UserXattr   bool
 	// Bind is a directory to use instead.
 	Bind string
+}
+
+// File is a small file that exists in the sandbox only.
+type File struct {
+	Path     string // absolute, resolved inside the root; parents are made if missing
+	Data     []byte
+	Mode     uint32
+	UID, GID int
+}
+
+// TreeMount shows a part of a file system.
+type TreeMount struct {
+	Root Root
+	// Source is the path in it, a directory or file, resolved inside it
+	// (symlinks do not leave it).
+	Source string
+	// Target is where it appears; made if missing, resolved inside the root.
+	Target   string
+	Readonly bool
 }
 
 // Config is what New makes a runtime-spec configuration of.
