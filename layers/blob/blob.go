@@ -4,12 +4,21 @@
 // A blob is there whole or not at all: it is written under a temporary name
 // while it is hashed, and renamed when digest and size are right. Content is
 // verified again when it is read.
+//
+// Nothing is on disk for certain before [Store.Sync] returns. Until then a crash
+// of the machine may leave a blob short or damaged; it is noticed when it is
+// read, like any other damage.
 package blob
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -29,55 +38,112 @@ type Ref struct {
 	Origins []string
 }
 
-// Store is a blob directory.
-type Store struct{ dir string }
+// Store is a blob directory. Its methods may be called from any number of
+// goroutines and processes at once.
+type Store struct {
+	dir string // that holds the blobs by their hex digits
+	tmp string
 
-// Open opens the store at dir; it and its "sha256" are made if missing.
-// Temporary files are made in tmp, on the same file system.
-func Open(dir, tmp string) (*Store, error) { panic("unwritten") }
-
-// Reader opens a blob. Reading to the end fails if the content does not have
-// the digest; such a blob is removed so that the next one to want it fetches it
-// again. The error is ErrNotFound if it is not there or has another size
-// (size < 0: any).
-func (s *Store) Reader(d digest.Digest, size int64) (io.ReadCloser, error) { panic("unwritten") }
-
-// Path is the file of a blob, whether or not it exists.
-func (s *Store) Path(d digest.Digest) string { panic("unwritten") }
-
-// Stat returns the size of a blob, or ErrNotFound.
-func (s *Store) Stat(d digest.Digest) (int64, error) { panic("unwritten") }
-
-// Bytes reads a small blob (limit 16 MiB), verified.
-func (s *Store) Bytes(d digest.Digest) ([]byte, error) { panic("unwritten") }
-
-// Put stores the bytes of r if they have the digest (if not empty) and size (if
-// not negative) given, and returns what they have.
-func (s *Store) Put(r io.Reader, d digest.Digest, size int64) (digest.Digest, int64, error) {
-	panic("unwritten")
+	mu       sync.Mutex
+	unsynced map[digest.Digest]struct{} // put here since the last Sync
 }
 
-// Create begins a blob of unknown digest.
-func (s *Store) Create() (*Writer, error) { panic("unwritten") }
+// Open opens the store at dir; it and its "sha256" are made if missing.
+// Temporary files are made in tmp, on the same file system; those of a process
+// that was killed are left for the owner of tmp to remove.
+func Open(dir, tmp string) (*Store, error) {
+	s := &Store{
+		dir:      filepath.Join(dir, string(digest.SHA256)),
+		tmp:      tmp,
+		unsynced: map[digest.Digest]struct{}{},
+	}
+	if err := os.MkdirAll(s.dir, 0o755); err != nil {
+		return nil, err
+	}
+	return s, nil
+}
 
-// Writer takes the bytes of a new blob.
-type Writer struct{}
+// check refuses digests that blobs are not stored by. It must come before a
+// digest becomes part of a path: digests come from foreign manifests.
+func check(d digest.Digest) error {
+	if err := d.Validate(); err != nil {
+		return fmt.Errorf("digest %q: %w", string(d), err)
+	}
+	if a := d.Algorithm(); a != digest.SHA256 {
+		return fmt.Errorf("digest %s: blobs are stored by sha256, not %s", d, a)
+	}
+	return nil
+}
 
-// Write hashes and stores p.
-func (w *Writer) Write(p []byte) (int, error) { panic("unwritten") }
+// Path is the file of a blob, whether or not it exists; it is empty if blobs
+// can't be stored by this kind of digest.
+func (s *Store) Path(d digest.Digest) string {
+	if check(d) != nil {
+		return ""
+	}
+	return filepath.Join(s.dir, d.Encoded())
+}
 
-// Commit gives the blob its name. An equal blob that is already there stays.
-func (w *Writer) Commit() (digest.Digest, int64, error) { panic("unwritten") }
-
-// Close discards the blob unless it was committed. It may be called twice.
-func (w *Writer) Close() error { panic("unwritten") }
+// Stat returns the size of a blob, or ErrNotFound.
+func (s *Store) Stat(d digest.Digest) (int64, error) {
+	if err := check(d); err != nil {
+		return 0, err
+	}
+	fi, err := os.Lstat(s.Path(d))
+	if errors.Is(err, fs.ErrNotExist) {
+		return 0, fmt.Errorf("%s: %w", d, ErrNotFound)
+	}
+	if err != nil {
+		return 0, err
+	}
+	if !fi.Mode().IsRegular() {
+		return 0, fmt.Errorf("blob %s is no regular file", d)
+	}
+	return fi.Size(), nil
+}
 
 // Remove removes a blob; one that is not there is no error.
-func (s *Store) Remove(d digest.Digest) error { panic("unwritten") }
+func (s *Store) Remove(d digest.Digest) error {
+	if err := check(d); err != nil {
+		return err
+	}
+	if err := os.Remove(s.Path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
 
-// List calls fn for every blob.
-func (s *Store) List(fn func(d digest.Digest, size int64) error) error { panic("unwritten") }
-
-// Sync makes the blobs durable, with one call for all that were written by this
-// Store since the last Sync.
-func (s *Store) Sync() error { panic("unwritten") }
+// List calls fn for every blob, in no order, until fn fails. Blobs that come
+// or go meanwhile may be missed.
+func (s *Store) List(fn func(d digest.Digest, size int64) error) error {
+	dir, err := os.Open(s.dir)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	for {
+		files, err := dir.ReadDir(1024)
+		for _, f := range files {
+			d := digest.NewDigestFromEncoded(digest.SHA256, f.Name())
+			if check(d) != nil || !f.Type().IsRegular() {
+				continue
+			}
+			fi, err := f.Info()
+			if errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if err := fn(d, fi.Size()); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
