@@ -42,9 +42,19 @@ type Layer struct {
 	Blobs []ocispec.Descriptor `json:"blobs,omitempty"`
 	// Origins are references of repositories that hold Blobs.
 	Origins []string `json:"origins,omitempty"`
+	// Variants are what DiffID and Blobs are when the layer was packed with
+	// other file times or another compression level than is usual; package
+	// image makes the keys.
+	Variants map[string]Packed `json:"variants,omitempty"`
 
 	Size    int64     `json:"size,omitempty"` // bytes of content, where known
 	Created time.Time `json:"created"`
+}
+
+// Packed is one way in which a layer was packed (see Layer.Variants).
+type Packed struct {
+	DiffID digest.Digest        `json:"diffID"`
+	Blobs  []ocispec.Descriptor `json:"blobs,omitempty"`
 }
 
 // Sources gives the contents that layers not yet unpacked are made of.
