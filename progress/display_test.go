@@ -1,0 +1,373 @@
+package progress
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+var t0 = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func at(seconds float64) time.Time { return t0.Add(time.Duration(seconds * float64(time.Second))) }
+
+// aBuild is a build with all kinds of events.
+var aBuild = []Event{
+	{Time: at(0), Kind: Start, Vertex: "i", Name: "[internal] load build definition", Internal: true},
+	{Time: at(0), Kind: Done, Vertex: "i"},
+	{Time: at(0), Kind: Start, Vertex: "b", Name: "[1/3] FROM docker.io/library/base:1"},
+	{Time: at(0.1), Kind: Status, Vertex: "b", ID: "sha256:abc", Action: "downloading", Current: 10, Total: 2000},
+	{Time: at(0.2), Kind: Status, Vertex: "b", ID: "sha256:abc", Action: "downloading", Current: 1000, Total: 2000},
+	{Time: at(6), Kind: Status, Vertex: "b", ID: "sha256:abc", Action: "downloading", Current: 1999, Total: 2000},
+	{Time: at(6.1), Kind: Status, Vertex: "b", ID: "sha256:abc", Action: "downloading", Current: 2000, Total: 2000},
+	{Time: at(6.1), Kind: Status, Vertex: "b", ID: "sha256:abc", Action: "downloading", Current: 2000, Total: 2000},
+	{Time: at(7), Kind: Done, Vertex: "b"},
+	{Time: at(7), Kind: Cached, Vertex: "c", Name: "[2/3] COPY . /src"},
+	{Time: at(7), Kind: Start, Vertex: "r", Name: "[3/3] RUN make \x1b[31mall"},
+	{Time: at(7), Kind: Start, Vertex: "o", Name: "[other 1/1] RUN sleep"},
+	{Time: at(7.123), Kind: Log, Vertex: "r", Stream: 1, Data: []byte("cc \x1b[1mmain.c\x1b[0m\nli")},
+	{Time: at(7.2), Kind: Log, Vertex: "r", Stream: 2, Data: []byte("warning: x\n")},
+	{Time: at(19.5), Kind: Log, Vertex: "r", Stream: 1, Data: []byte("nk\ntail")},
+	{Time: at(20), Kind: Warning, Text: "LegacyKeyValueFormat: use ENV key=value", URL: "https://example.com/x"},
+	{Time: at(20), Kind: Done, Vertex: "r", Error: "exit code: 2"},
+	{Time: at(20), Kind: Done, Vertex: "o", Error: "canceled"},
+}
+
+func play(d *Display, events []Event) {
+	for _, e := range events {
+		d.Event(e)
+	}
+}
+
+func TestPlain(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	d := NewDisplay(&out, Options{Mode: Auto})
+	play(d, aBuild)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	want := `#2 [1/3] FROM docker.io/library/base:1
+#2 downloading sha256:abc 10B / 2.00kB
+#2 downloading sha256:abc 2.00kB / 2.00kB 5.9s
+#2 downloading sha256:abc 2.00kB / 2.00kB 6.0s done
+#2 DONE 7.0s
+
+#3 [2/3] COPY . /src
+#3 CACHED
+
+#4 [3/3] RUN make all
+
+#5 [other 1/1] RUN sleep
+#4 0.123 cc main.c
+#4 0.200 warning: x
+#4 12.50 link
+WARN: LegacyKeyValueFormat: use ENV key=value (https://example.com/x)
+#4 13.00 tail
+#4 ERROR: exit code: 2
+#5 CANCELED
+`
+	if diff := cmp.Diff(want, out.String()); diff != "" {
+		t.Errorf("output (-want +got):\n%s", diff)
+	}
+	d.Event(Event{Kind: Start, Vertex: "late", Name: "late"}) // must not panic or write
+	if err := d.Close(); err != nil {
+		t.Errorf("second Close: %v", err)
+	}
+}
+
+func TestPlainShowsFailedInternalVertex(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	d := NewDisplay(&out, Options{Mode: Plain})
+	d.Event(Event{Time: at(0), Kind: Start, Vertex: "i", Name: "[internal] load metadata", Internal: true})
+	d.Event(Event{Time: at(1), Kind: Done, Vertex: "i", Error: "no route to host"})
+	d.Close()
+	if got, want := out.String(), "#1 [internal] load metadata\n#1 ERROR: no route to host\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+}
+
+func TestRawJSON(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	d := NewDisplay(&out, Options{Mode: RawJSON})
+	play(d, aBuild)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var got []Event
+	for dec := json.NewDecoder(&out); ; {
+		var e Event
+		if err := dec.Decode(&e); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, e)
+	}
+	if diff := cmp.Diff(aBuild, got); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
+}
+
+func TestQuiet(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	d := NewDisplay(&out, Options{Mode: Quiet, Size: func() (int, int, error) { return 80, 24, nil }})
+	play(d, aBuild)
+	if err := d.Close(); err != nil || out.Len() != 0 {
+		t.Errorf("wrote %q, error %v", out.String(), err)
+	}
+}
+
+func TestParseMode(t *testing.T) {
+	t.Parallel()
+	if m, err := ParseMode("plain"); m != Plain || err != nil {
+		t.Errorf("plain: %q, %v", m, err)
+	}
+	if _, err := ParseMode("fancy"); err == nil || !strings.Contains(err.Error(), "rawjson") {
+		t.Errorf("fancy: error %v does not name the modes", err)
+	}
+}
+
+// gate is a writer that blocks until it is opened.
+type gate struct {
+	open chan struct{}
+	bytes.Buffer
+}
+
+func (g *gate) Write(p []byte) (int, error) {
+	<-g.open
+	return g.Buffer.Write(p)
+}
+
+func TestSlowWriterDoesNotHoldUpTheBuild(t *testing.T) {
+	t.Parallel()
+	g := &gate{open: make(chan struct{})}
+	d := NewDisplay(g, Options{Mode: Plain})
+	d.Event(Event{Time: at(0), Kind: Start, Vertex: "v", Name: "RUN yes"})
+	line := []byte(strings.Repeat("y", 1023) + "\n")
+	const n = 8 << 10 // 8 MiB, much more than is kept in memory
+	for range n {
+		d.Event(Event{Time: at(1), Kind: Log, Vertex: "v", Data: line})
+	}
+	s := d.view.(*plainView).w
+	s.mu.Lock()
+	if len(s.mem) > spoolMemory {
+		t.Errorf("%d bytes are kept in memory", len(s.mem))
+	}
+	s.mu.Unlock()
+	close(g.open)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if got := strings.Count(g.String(), "#1 1.000 yyy"); got != n {
+		t.Errorf("%d lines came through, want %d", got, n)
+	}
+}
+
+func TestSpoolKeepsOrder(t *testing.T) {
+	t.Parallel()
+	r, w := io.Pipe()
+	s := newSpool(w, t.TempDir())
+	const n = 300_000
+	go func() {
+		for i := range n {
+			fmt.Fprintf(s, "%d\n", i)
+		}
+		s.Close()
+		w.Close()
+	}()
+	all, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	lines := strings.Split(strings.TrimSuffix(string(all), "\n"), "\n")
+	if len(lines) != n {
+		t.Fatalf("%d lines, want %d", len(lines), n)
+	}
+	for i, l := range lines {
+		if l != fmt.Sprint(i) {
+			t.Fatalf("line %d is %q", i, l)
+		}
+	}
+}
+
+type brokenWriter struct{ n int }
+
+func (b *brokenWriter) Write(p []byte) (int, error) {
+	b.n++
+	return 0, errors.New("broken pipe")
+}
+
+func TestBrokenWriter(t *testing.T) {
+	t.Parallel()
+	for _, mode := range []Mode{Plain, RawJSON, TTY} {
+		w := &brokenWriter{}
+		d := NewDisplay(w, Options{Mode: mode})
+		play(d, aBuild)
+		if err := d.Close(); err == nil || !strings.Contains(err.Error(), "broken pipe") {
+			t.Errorf("%s: Close gives %v", mode, err)
+		}
+		if w.n > 1 {
+			t.Errorf("%s: written to %d times after the failure", mode, w.n-1)
+		}
+	}
+}
+
+func TestEventsFromManyGoroutines(t *testing.T) {
+	t.Parallel()
+	logs, err := OpenLogs(t.TempDir(), LogLimits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := NewDisplay(io.Discard, Options{Mode: TTY, Logs: logs})
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			v := fmt.Sprint("v", i)
+			d.Event(Event{Kind: Start, Vertex: v, Name: v})
+			for j := range 200 {
+				d.Event(Event{Kind: Log, Vertex: v, Data: fmt.Appendf(nil, "%s %d\n", v, j)})
+			}
+			d.Event(Event{Kind: Done, Vertex: v})
+		})
+	}
+	wg.Wait()
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 16 {
+		v := fmt.Sprint("v", i)
+		b, err := os.ReadFile(logs.Path(d.Number(v)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(b), v+" "); n != 200 {
+			t.Errorf("%s: %d lines in its log", v, n)
+		}
+	}
+}
+
+func TestLogs(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	logs, err := OpenLogs(root, LogLimits{Step: 19})
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := NewDisplay(io.Discard, Options{Mode: Quiet, Logs: logs})
+	play(d, aBuild)
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(logs.Path(d.Number("r")))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, want := string(b), "cc \x1b[1mmain.c\x1b[0m\nl\n[strake keeps 19B of a step's output: the rest is not in this file]\n"; got != want {
+		t.Errorf("log is %q, want %q", got, want)
+	}
+	b, err = os.ReadFile(filepath.Join(logs.Dir(), eventsFile))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(b, []byte("\n")); n != len(aBuild)-3 {
+		t.Errorf("%d events are kept, want all %d but the 3 of output", n, len(aBuild))
+	}
+	if !bytes.Contains(b, []byte(`{"n":4,"time":"2026-01-02T03:04:25Z","kind":"done","vertex":"r","error":"exit code: 2"}`)) {
+		t.Errorf("the failure is not among the events:\n%s", b)
+	}
+}
+
+func TestOldLogsGo(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	for i := range 5 {
+		dir := filepath.Join(root, fmt.Sprintf("2020010%dT000000.000Z-x", i+1))
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, "1.log"), make([]byte, 100), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	running, err := OpenLogs(root, LogLimits{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer running.close()
+	if err := os.Rename(running.dir, filepath.Join(root, "2019")); err != nil { // the oldest by its name
+		t.Fatal(err)
+	}
+	l, err := OpenLogs(root, LogLimits{Builds: 4, Bytes: 250})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := NewDisplay(io.Discard, Options{Mode: Quiet, Logs: l}).Close(); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir(root)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, e := range entries {
+		got = append(got, e.Name())
+	}
+	want := []string{"2019", "20200104T000000.000Z-x", "20200105T000000.000Z-x", filepath.Base(l.dir)}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("logs left (-want +got):\n%s", diff)
+	}
+	running.root = t.TempDir() // its directory was moved: there is nothing to prune
+}
+
+func TestSeconds(t *testing.T) {
+	t.Parallel()
+	for in, want := range map[time.Duration]string{
+		-time.Second:             "0.000",
+		1500 * time.Microsecond:  "0.002",
+		12345 * time.Millisecond: "12.35",
+		100 * time.Second:        "100.0",
+		5000 * time.Second:       "5000",
+	} {
+		if got := seconds(in); got != want {
+			t.Errorf("seconds(%v) = %q, want %q", in, got, want)
+		}
+	}
+}
+
+func TestTTYDrawsAtABoundedRate(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		var n countingWriter
+		d := NewDisplay(&n, Options{Mode: TTY})
+		d.Event(Event{Kind: Start, Vertex: "v", Name: "RUN yes"})
+		for range 100_000 {
+			d.Event(Event{Kind: Log, Vertex: "v", Data: []byte("y\n")})
+			time.Sleep(10 * time.Microsecond)
+		}
+		d.Close()
+		if n > 12 {
+			t.Errorf("%d frames in a second", n)
+		}
+	})
+}
+
+type countingWriter int
+
+func (n *countingWriter) Write(p []byte) (int, error) {
+	*n++
+	return len(p), nil
+}
