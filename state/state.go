@@ -5,62 +5,158 @@
 // it is made under a temporary name and renamed into place. Every process holds
 // a lease (a locked file) on what it uses; the lock dies with the process, so
 // what a killed process left behind is found and removed by the next one.
+//
+// docs/store.md describes the directory, and the order in which things are
+// done so that a process may be killed at any instant.
 package state
 
 import (
-	"context"
+	"errors"
+	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
 )
 
-// Root is the store's directory.
-type Root struct{ dir string }
+// version is the version of the store's layout that this program reads and
+// writes.
+const version = 1
+
+// The names in the store that this package uses.
+const (
+	versionFile = "version"
+	tmpDir      = "tmp"
+	leaseDir    = "leases"
+	lockDir     = "locks"
+)
+
+// Root is the store's directory. Its methods may be called from any number of
+// goroutines.
+type Root struct {
+	dir string
+
+	mu     sync.Mutex // guards what follows
+	lease  *lease     // nil until something is leased or temporary
+	closed bool
+}
 
 // Open opens the store at dir and makes it if it is not there. It removes what
-// killed processes left in its temporary directory. A store of a newer version
-// is an error.
-func Open(dir string) (*Root, error) { panic("unwritten") }
+// killed processes left in its temporary directory, as far as it may. A store
+// of a newer version is an error, and so is a directory that has something else
+// in it.
+func Open(dir string) (*Root, error) {
+	r, err := open(dir)
+	if err != nil {
+		return nil, fmt.Errorf("open store: %w", err)
+	}
+	// What can't be removed now, because the disk is read-only, say, is
+	// left to the next one: it stands in nobody's way.
+	_ = r.sweep()
+	return r, nil
+}
 
-// Dir is the store's path.
+func open(dir string) (*Root, error) {
+	if dir == "" {
+		return nil, errors.New("no directory given")
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return nil, err
+	}
+	// Paths of the store are looked up without following symlinks.
+	resolved, err := filepath.EvalSymlinks(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return nil, err
+		}
+		resolved, err = filepath.EvalSymlinks(dir)
+	}
+	if err != nil {
+		return nil, err
+	}
+	r := &Root{dir: resolved}
+	return r, r.checkVersion()
+}
+
+// versionPrefix tells a store's version file from files of other programs.
+const versionPrefix = "strake store "
+
+// checkVersion fails for a newer store, and writes the version of a new one.
+func (r *Root) checkVersion() error {
+	data, err := os.ReadFile(r.Path(versionFile))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	if text, ok := strings.CutPrefix(string(data), versionPrefix); ok {
+		if v, err := strconv.Atoi(strings.TrimSpace(text)); err == nil {
+			if v > version {
+				return fmt.Errorf("%s has layout version %d, and this strake knows versions up to %d: use the newer strake, or another store", r.dir, v, version)
+			}
+			return nil
+		}
+	}
+	// The store is new, or its version file is damaged.
+	ours, err := r.looksOurs()
+	if err != nil {
+		return err
+	}
+	if !ours {
+		return fmt.Errorf("%s is not empty and not a strake store", r.dir)
+	}
+	text := versionPrefix + strconv.Itoa(version) + "\n"
+	return WriteFile(r.Path(versionFile), []byte(text), 0o600, true)
+}
+
+// looksOurs reports whether the directory is empty, or a store whose version
+// file was lost.
+func (r *Root) looksOurs() (bool, error) {
+	entries, err := os.ReadDir(r.dir)
+	if err != nil {
+		return false, err
+	}
+	empty := true
+	for _, e := range entries {
+		switch name := e.Name(); {
+		case name == leaseDir, name == "layers":
+			return true, nil
+		case name == "lost+found", name == versionFile, strings.HasPrefix(name, tempPrefix):
+			// A mount point, damage, or another process that makes
+			// this store right now.
+		default:
+			empty = false
+		}
+	}
+	return empty, nil
+}
+
+// Dir is the store's path, absolute and without symlinks.
 func (r *Root) Dir() string { return r.dir }
 
 // Path joins elem to the store's path.
-func (r *Root) Path(elem ...string) string { panic("unwritten") }
-
-// TempDir makes an empty directory on the store's file system. It is removed
-// with the process's lease at the latest.
-func (r *Root) TempDir(prefix string) (string, error) { panic("unwritten") }
-
-// TempFile makes a file likewise; see Commit.
-func (r *Root) TempFile(prefix string) (*os.File, error) { panic("unwritten") }
-
-// Lock takes the named lock, shared by all processes, and waits for it until
-// ctx ends. Names are hex digests or words; they become file names below
-// "locks". The lock is freed by unlock, or when the process dies.
-func (r *Root) Lock(ctx context.Context, name string, exclusive bool) (unlock func(), err error) {
-	panic("unwritten")
+func (r *Root) Path(elem ...string) string {
+	return filepath.Join(append([]string{r.dir}, elem...)...)
 }
 
-// WriteFile replaces the file at path by data in one step: readers see the old
-// or the new content. With sync, data is on disk before it takes its name.
-func WriteFile(path string, data []byte, perm os.FileMode, sync bool) error { panic("unwritten") }
+// MkdirAll makes a directory of the store, with its parents, and returns its
+// path.
+func (r *Root) MkdirAll(elem ...string) (string, error) {
+	dir := r.Path(elem...)
+	return dir, os.MkdirAll(dir, 0o700)
+}
 
-// Kind is the kind of a thing that can be leased.
-type Kind string
-
-// The kinds of leased things: layers by ID, blobs by digest.
-const (
-	KindLayer Kind = "layer"
-	KindBlob  Kind = "blob"
-)
-
-// Keep leases things for the life of this process: garbage collection by any
-// process leaves them alone. The caller checks after Keep that they still
-// exist.
-func (r *Root) Keep(kind Kind, ids ...string) error { panic("unwritten") }
-
-// Leased returns what all living processes hold. The caller holds the
-// exclusive "gc" lock.
-func (r *Root) Leased() (map[Kind]map[string]bool, error) { panic("unwritten") }
-
-// Close gives up the process's lease and removes its temporary files.
-func (r *Root) Close() error { panic("unwritten") }
+// Close gives up the process's lease and removes its temporary files. It may be
+// called twice.
+func (r *Root) Close() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.closed = true
+	if r.lease == nil {
+		return nil
+	}
+	l := r.lease
+	r.lease = nil
+	return r.removeLease(l.id, l.file)
+}
