@@ -1,0 +1,18 @@
+# make check is what a change must pass; the other targets are shortcuts.
+.PHONY: build check test fuzz bench
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o strake ./cmd/strake
+
+check:
+	./.ci/run
+
+test:
+	./scripts/test
+
+# Every fuzz target for a short while.
+fuzz:
+	./scripts/fuzz 20s
+
+bench:
+	./bench/run
