@@ -1,24 +1,36 @@
 // Package registry pulls from and pushes to registries that speak the OCI
 // distribution API.
 //
-// Names, credentials, tokens and manifests are go-containerregistry's; fetching
-// and uploading blobs is ours: it resumes after a lost connection, retries with
-// Retry-After, and gives up on a stalled one.
+// A reference is resolved to a manifest and a configuration; layers are streamed
+// when somebody wants them, by repository and descriptor. Everything is verified
+// against its digest. A transfer resumes where a connection was lost, waits as
+// long as a registry asks for (Retry-After) within reason, and is given up when
+// nothing has moved for half a minute: no call hangs. Credentials go to the
+// registry they are for, and to the token server it names, nowhere else.
+//
+// Names have Docker's meaning (distribution/reference), and so have stored
+// credentials (config.json and credential helpers).
+//
+//	c, err := registry.New(registry.Options{UserAgent: "strake"})
+//	img, err := c.Resolve(ctx, "alpine", platform)
+//	layer, err := c.Blob(ctx, img.Origin, img.Manifest.Layers[0], progress.Discard)
 package registry
 
 import (
-	"context"
+	"crypto/tls"
 	"errors"
-	"io"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-
-	"github.com/strake-build/strake/layers/blob"
-	"github.com/strake-build/strake/progress"
 )
 
-// ErrNotFound: the registry has no such manifest or repository.
+// ErrNotFound: the registry has no such manifest, blob or repository.
 var ErrNotFound = errors.New("not found in the registry")
 
 // ErrUnauthorized: the registry wants (other) credentials.
@@ -27,7 +39,8 @@ var ErrUnauthorized = errors.New("unauthorized")
 // Options says how registries are reached.
 type Options struct {
 	// Mirrors are tried in order before the registry itself, by registry
-	// host: "docker.io" → "localhost:5000". A mirror may have a path prefix.
+	// host: "docker.io" → "localhost:5000". A mirror may have a path prefix,
+	// and "http://" or "https://" before it. Nothing is pushed to mirrors.
 	Mirrors map[string][]string
 	// Insecure are hosts that may be spoken to by plain http or with
 	// certificates not checked. Loopback addresses always are.
@@ -38,11 +51,77 @@ type Options struct {
 	UserAgent string
 }
 
-// Client speaks to registries. It keeps tokens and connections.
-type Client struct{}
+// Client speaks to registries. It keeps tokens and connections, and serves any
+// number of goroutines.
+type Client struct {
+	options Options
+	limits  limits
+	http    *http.Client
 
-// New returns a client.
-func New(o Options) (*Client, error) { panic("unwritten") }
+	mu    sync.Mutex
+	hosts map[string]*host
+	// answered is the endpoint that last gave something for a repository: the
+	// first to be asked for the next thing.
+	answered map[string]string
+
+	config configFile
+}
+
+// limits are the bounds that keep calls from hanging.
+type limits struct {
+	header  time.Duration // until an answer begins
+	stall   time.Duration // without a byte of a body, either way
+	giveUp  time.Duration // without progress over all attempts
+	backoff time.Duration // before the second attempt; doubles
+	// maxWait is the longest Retry-After that is honoured; a longer one is an
+	// error at once.
+	maxWait  time.Duration
+	attempts int // without progress
+}
+
+var defaultLimits = limits{
+	header:   15 * time.Second,
+	stall:    10 * time.Second,
+	giveUp:   29 * time.Second,
+	backoff:  200 * time.Millisecond,
+	maxWait:  time.Minute,
+	attempts: 7,
+}
+
+// New returns a client. It reads and connects to nothing yet.
+func New(o Options) (*Client, error) {
+	if o.ConfigDir == "" {
+		o.ConfigDir = os.Getenv("DOCKER_CONFIG")
+	}
+	if o.ConfigDir == "" {
+		if home, err := os.UserHomeDir(); err == nil {
+			o.ConfigDir = filepath.Join(home, ".docker")
+		}
+	}
+	c := &Client{
+		options:  o,
+		limits:   defaultLimits,
+		hosts:    map[string]*host{},
+		answered: map[string]string{},
+		config:   configFile{dir: o.ConfigDir},
+	}
+	for registry, mirrors := range o.Mirrors {
+		for _, m := range mirrors {
+			if _, _, _, err := parseMirror(m); err != nil {
+				return nil, fmt.Errorf("mirror of %s: %w", registry, err)
+			}
+		}
+	}
+	c.http = &http.Client{
+		Transport: &transports{
+			strict:   newTransport(&tls.Config{MinVersion: tls.VersionTLS12}),
+			lax:      newTransport(&tls.Config{InsecureSkipVerify: true}),
+			insecure: c.insecure,
+		},
+		CheckRedirect: checkRedirect,
+	}
+	return c, nil
+}
 
 // Image is an image as a registry describes it: no layer has been fetched.
 type Image struct {
@@ -52,64 +131,7 @@ type Image struct {
 	Manifest    ocispec.Manifest   // Docker schema 2 manifests are given in this form too
 	RawManifest []byte
 	Config      []byte // the configuration blob, verified
-	// Origin is where layers can be fetched: a repository, with the mirror
-	// that answered.
+	// Origin is the repository where layers can be fetched
+	// ("docker.io/library/alpine"), from it or one of its mirrors.
 	Origin string
 }
-
-// Resolve fetches the manifest and configuration of an image for a platform.
-// The error names the platforms there are if it is none of them. A reference
-// with a digest is checked against it.
-func (c *Client) Resolve(ctx context.Context, ref string, platform ocispec.Platform) (*Image, error) {
-	panic("unwritten")
-}
-
-// Head returns the descriptor that a reference stands for, index or manifest.
-func (c *Client) Head(ctx context.Context, ref string) (ocispec.Descriptor, error) {
-	panic("unwritten")
-}
-
-// Manifest fetches a manifest or index whole, verified.
-func (c *Client) Manifest(ctx context.Context, ref string) (ocispec.Descriptor, []byte, error) {
-	panic("unwritten")
-}
-
-// Blob fetches a blob of the repository origin (see Image.Origin). The stream
-// resumes by itself, and ends with an error if it does not have the digest and
-// size of desc.
-func (c *Client) Blob(ctx context.Context, origin string, desc ocispec.Descriptor, report progress.Func) (io.ReadCloser, error) {
-	panic("unwritten")
-}
-
-// Manifest is a manifest or index to be pushed after what it refers to.
-type Manifest struct {
-	Desc     ocispec.Descriptor
-	Raw      []byte
-	Blobs    []blob.Ref  // config and layers
-	Children []*Manifest // of an index
-}
-
-// Push uploads m and what it refers to under ref (a tag, or only the repository
-// to push by digest). Blobs that are there are not sent; blobs with an origin
-// on the same registry are mounted; others stream from blob.Ref.Open, several
-// at once, resumed or restarted after errors.
-func (c *Client) Push(ctx context.Context, ref string, m *Manifest, report progress.Func) error {
-	panic("unwritten")
-}
-
-// Normalize returns the full form of a reference: "alpine" is
-// "docker.io/library/alpine:latest".
-func Normalize(ref string) (string, error) { panic("unwritten") }
-
-// Familiar is the short form of a reference: the inverse of Normalize but for
-// the tag, which stays.
-func Familiar(ref string) string { panic("unwritten") }
-
-// Login checks credentials with the registry host and stores them as `docker
-// login` does (credential helper or config.json).
-func (c *Client) Login(ctx context.Context, host, username, password string) error {
-	panic("unwritten")
-}
-
-// Logout removes stored credentials.
-func (c *Client) Logout(host string) error { panic("unwritten") }
