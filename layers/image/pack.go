@@ -1,0 +1,422 @@
+package image
+
+import (
+	"bufio"
+	"context"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/strake-build/strake/internal/flight"
+	"github.com/strake-build/strake/internal/manifest"
+	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/layers/blob"
+	"github.com/strake-build/strake/layers/compress"
+	"github.com/strake-build/strake/layers/snapshot"
+)
+
+// Packer packs layers. Users who want the same layer at the same time share the
+// work.
+type Packer struct {
+	Layers   *snapshot.Store
+	Blobs    *blob.Store
+	Segments *compress.SegmentCache
+	// Workers is how many segments of layers are compressed at once; 0 is
+	// GOMAXPROCS.
+	Workers int
+
+	flights flight.Group[packed]
+}
+
+// PackOptions says what form packed layers have.
+type PackOptions struct {
+	Compression compress.Algorithm `json:"compression,omitempty"` // "" is gzip
+	Level       int                `json:"level,omitempty"`
+	// Force compresses layers anew that exist in another compression, those
+	// of base images among them.
+	Force bool `json:"force,omitempty"`
+	// ModTime is the time of the files of layers made here; zero is
+	// layers.DefaultModTime. Layers that came as blobs are as they are.
+	ModTime time.Time `json:"modTime,omitzero"`
+	// Clamp: earlier times stay.
+	Clamp bool `json:"clamp,omitempty"`
+	// Docker: Docker media types instead of OCI's.
+	Docker bool `json:"docker,omitempty"`
+}
+
+func (o PackOptions) algorithm() compress.Algorithm {
+	if o.Compression == "" {
+		return compress.Gzip
+	}
+	return o.Compression
+}
+
+// times is the part of the options that the diffID depends on, as a key; empty
+// for the usual.
+func (o PackOptions) times() string {
+	var parts []string
+	if !o.ModTime.IsZero() && !o.ModTime.Equal(layers.DefaultModTime) {
+		parts = append(parts, "mtime="+o.ModTime.UTC().Format(time.RFC3339Nano))
+	}
+	if o.Clamp {
+		parts = append(parts, "clamp")
+	}
+	return strings.Join(parts, ",")
+}
+
+// variant is the part of the options that the blob of one compression depends
+// on, as a key of snapshot.Layer.Variants; empty for the usual.
+func (o PackOptions) variant() string {
+	v := o.times()
+	if o.Level != 0 {
+		v = strings.TrimPrefix(fmt.Sprintf("%s,level=%d", v, o.Level), ",")
+	}
+	return v
+}
+
+func (o PackOptions) tar() layers.TarOptions {
+	t := layers.TarOptions{ModTime: o.ModTime, Clamp: o.Clamp}
+	if t.ModTime.IsZero() {
+		t.ModTime = layers.DefaultModTime
+	}
+	return t
+}
+
+// packed is a layer's blob, without the way to it.
+type packed struct {
+	desc   ocispec.Descriptor
+	diffID digest.Digest
+}
+
+// pulled reports whether a layer came as a blob: it is named by its diffID then,
+// and file times are as they came.
+func pulled(l snapshot.Layer) bool {
+	return l.DiffID != "" && l.DiffID.Validate() == nil && string(l.ID) == l.DiffID.Encoded()
+}
+
+// known is what is remembered of the layer under a key of
+// snapshot.Layer.Variants.
+func known(l snapshot.Layer, variant string) snapshot.Packed {
+	if variant == "" {
+		return snapshot.Packed{DiffID: l.DiffID, Blobs: l.Blobs}
+	}
+	return l.Variants[variant]
+}
+
+// DiffID returns the layer's diffID, and computes and remembers it if needed:
+// a recipe is packed into a blob then (its contents are at hand now), a
+// directory only hashed.
+func (p *Packer) DiffID(ctx context.Context, id layers.ID, o PackOptions, src snapshot.Sources) (digest.Digest, error) {
+	l, err := p.Layers.Layer(id)
+	if err != nil {
+		return "", err
+	}
+	if pulled(l) {
+		return l.DiffID, nil
+	}
+	if d := known(l, o.times()).DiffID; d != "" {
+		if l.Dir || p.anyBlob(known(l, o.times()).Blobs) {
+			return d, nil
+		}
+	}
+	if l.Recipe && !l.Dir {
+		_, d, err := p.Pack(ctx, id, o, src)
+		return d, err
+	}
+	done, err := p.flights.Do(ctx, "diff\x00"+string(id)+"\x00"+o.times(), func(ctx context.Context) (packed, error) {
+		h := sha256.New()
+		if err := p.writeTar(ctx, id, o, src, h); err != nil {
+			return packed{}, err
+		}
+		done := packed{diffID: digest.NewDigest(digest.SHA256, h)}
+		return done, p.remember(id, o.times(), done)
+	})
+	if err != nil {
+		return "", fmt.Errorf("hash layer %s: %w", id, err)
+	}
+	return done.diffID, nil
+}
+
+// Pack returns the layer as a blob, and makes it if needed. The diffID is
+// computed in the same pass. A layer that came as a blob keeps that one, in
+// whatever compression, unless o.Force is set or it is not compressed at all; it
+// is not fetched: the Ref streams it.
+func (p *Packer) Pack(ctx context.Context, id layers.ID, o PackOptions, src snapshot.Sources) (blob.Ref, digest.Digest, error) {
+	l, err := p.Layers.Layer(id)
+	if err != nil {
+		return blob.Ref{}, "", err
+	}
+	variant := o.variant()
+	if pulled(l) {
+		variant = PackOptions{Level: o.Level}.variant()
+	}
+	if desc, ok := p.choose(l, o, variant); ok {
+		diffID := l.DiffID
+		if !pulled(l) {
+			diffID = known(l, variant).DiffID
+		}
+		return p.ref(l, desc, o, src), diffID, nil
+	}
+	key := strings.Join([]string{"pack", string(id), variant, string(o.algorithm())}, "\x00")
+	done, err := p.flights.Do(ctx, key, func(ctx context.Context) (packed, error) {
+		l, err := p.Layers.Layer(id)
+		if err != nil {
+			return packed{}, err
+		}
+		done, err := p.make(ctx, l, o, src)
+		if err != nil {
+			return packed{}, err
+		}
+		return done, p.remember(id, variant, done)
+	})
+	if err != nil {
+		return blob.Ref{}, "", fmt.Errorf("pack layer %s: %w", id, err)
+	}
+	return p.ref(l, done.desc, o, src), done.diffID, nil
+}
+
+// choose returns the blob that serves for o, if there is one.
+func (p *Packer) choose(l snapshot.Layer, o PackOptions, variant string) (ocispec.Descriptor, bool) {
+	want := o.algorithm()
+	k := known(l, variant)
+	if !pulled(l) {
+		for _, b := range k.Blobs {
+			if k.DiffID != "" && algorithm(b.MediaType) == want && p.have(b) {
+				return b, true
+			}
+		}
+		return ocispec.Descriptor{}, false
+	}
+	blobs := k.Blobs
+	if variant != "" && !o.Force {
+		blobs = append(slices.Clone(l.Blobs), blobs...)
+	}
+	var far *ocispec.Descriptor
+	for i, b := range blobs {
+		if algorithm(b.MediaType) == want {
+			if p.have(b) {
+				return b, true
+			}
+			if far == nil {
+				far = &blobs[i]
+			}
+		}
+	}
+	switch {
+	case far != nil && len(l.Origins) > 0:
+		return *far, true
+	case len(blobs) == 0 || o.Force:
+		return ocispec.Descriptor{}, false
+	}
+	// The first is the one that it came as. Archives have layers that are not
+	// compressed at all; these are not meant to stay so.
+	return blobs[0], algorithm(blobs[0].MediaType) != compress.None || !p.have(blobs[0])
+}
+
+// make packs a layer: from one of its blobs, or from its files.
+func (p *Packer) make(ctx context.Context, l snapshot.Layer, o PackOptions, src snapshot.Sources) (packed, error) {
+	from := known(l, o.times())
+	if pulled(l) {
+		from = known(l, "")
+	}
+	blobs := slices.Clone(from.Blobs)
+	// One that is here before one that must be fetched.
+	slices.SortStableFunc(blobs, func(a, b ocispec.Descriptor) int { return order(p.have(b)) - order(p.have(a)) })
+	if len(blobs) > 0 && (p.have(blobs[0]) || pulled(l)) {
+		done, err := p.compress(ctx, o, func(w io.Writer) error { return p.writeBlob(ctx, l, blobs[0], src, w) })
+		if err == nil && done.diffID != from.DiffID {
+			return packed{}, fmt.Errorf("blob %s has the diffID %s instead of %s", blobs[0].Digest, done.diffID, from.DiffID)
+		}
+		return done, err
+	}
+	return p.compress(ctx, o, func(w io.Writer) error { return p.writeTar(ctx, l.ID, o, src, w) })
+}
+
+func order(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// compress makes a blob of the tar stream that write writes.
+func (p *Packer) compress(ctx context.Context, o PackOptions, write func(io.Writer) error) (packed, error) {
+	w, err := p.Blobs.Create()
+	if err != nil {
+		return packed{}, err
+	}
+	defer w.Close()
+	h := sha256.New()
+	c, err := compress.NewWriter(w, compress.Options{
+		Algorithm: o.algorithm(), Level: o.Level, Workers: max(1, p.workers()/2), Segments: p.Segments,
+	})
+	if err != nil {
+		return packed{}, err
+	}
+	buffered := bufio.NewWriterSize(io.MultiWriter(h, c), 128<<10)
+	err = write(buffered)
+	if err == nil {
+		err = buffered.Flush()
+	}
+	if cerr := c.Close(); err == nil { // ends the compressor's goroutines in any case
+		err = cerr
+	}
+	if err != nil {
+		return packed{}, err
+	}
+	if ctx.Err() != nil {
+		return packed{}, context.Cause(ctx)
+	}
+	d, size, err := w.Commit()
+	if err != nil {
+		return packed{}, err
+	}
+	return packed{
+		desc:   ocispec.Descriptor{MediaType: o.algorithm().MediaType(), Digest: d, Size: size},
+		diffID: digest.NewDigest(digest.SHA256, h),
+	}, nil
+}
+
+func (p *Packer) writeTar(ctx context.Context, id layers.ID, o PackOptions, src snapshot.Sources, w io.Writer) error {
+	open := func(e layers.Entry) (io.ReadCloser, error) { return p.Layers.OpenEntry(ctx, id, e, src) }
+	return layers.WriteTar(ctx, w, p.Layers.Entries(ctx, id, src), open, o.tar())
+}
+
+func (p *Packer) writeBlob(ctx context.Context, l snapshot.Layer, desc ocispec.Descriptor, src snapshot.Sources, w io.Writer) error {
+	r, err := p.open(ctx, l, desc, src)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	z, err := compress.NewReader(r)
+	if err != nil {
+		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	defer z.Close()
+	if _, err := io.Copy(w, z); err != nil {
+		return fmt.Errorf("blob %s: %w", desc.Digest, err)
+	}
+	// To the end, where the digest is checked.
+	_, err = io.Copy(io.Discard, r)
+	return err
+}
+
+// remember records a layer's diffID and blob.
+func (p *Packer) remember(id layers.ID, variant string, done packed) error {
+	var differs digest.Digest
+	err := p.Layers.Update(id, func(l *snapshot.Layer) {
+		k := known(*l, variant)
+		if k.DiffID != "" && k.DiffID != done.diffID {
+			differs = k.DiffID
+			return
+		}
+		k.DiffID = done.diffID
+		if done.desc.Digest != "" && !slices.ContainsFunc(k.Blobs, func(b ocispec.Descriptor) bool { return b.Digest == done.desc.Digest }) {
+			k.Blobs = append(k.Blobs, done.desc)
+		}
+		if variant == "" {
+			l.DiffID, l.Blobs = k.DiffID, k.Blobs
+			return
+		}
+		if l.Variants == nil {
+			l.Variants = map[string]snapshot.Packed{}
+		}
+		l.Variants[variant] = k
+	})
+	if err == nil && differs != "" {
+		return fmt.Errorf("layer %s has the diffID %s now, and had %s: its files have been changed", id, done.diffID, differs)
+	}
+	return err
+}
+
+// ref gives the way to a layer's blob.
+func (p *Packer) ref(l snapshot.Layer, desc ocispec.Descriptor, o PackOptions, src snapshot.Sources) blob.Ref {
+	stored := desc
+	if o.Docker {
+		desc.MediaType = manifest.DockerType(desc.MediaType)
+	} else {
+		desc.MediaType = manifest.OCIType(desc.MediaType)
+	}
+	desc.URLs = nil
+	return blob.Ref{
+		Desc:    desc,
+		Open:    func(ctx context.Context) (io.ReadCloser, error) { return p.open(ctx, l, stored, src) },
+		Origins: l.Origins,
+	}
+}
+
+// open opens a layer's blob, in the store or where the sources have it.
+func (p *Packer) open(ctx context.Context, l snapshot.Layer, desc ocispec.Descriptor, src snapshot.Sources) (io.ReadCloser, error) {
+	r, err := p.Blobs.Reader(desc.Digest, desc.Size)
+	if errors.Is(err, blob.ErrNotFound) && src.Blob != nil {
+		return src.Blob(ctx, l, desc)
+	}
+	return r, err
+}
+
+func (p *Packer) have(desc ocispec.Descriptor) bool {
+	size, err := p.Blobs.Stat(desc.Digest)
+	return err == nil && size == desc.Size
+}
+
+func (p *Packer) anyBlob(blobs []ocispec.Descriptor) bool { return slices.ContainsFunc(blobs, p.have) }
+
+func (p *Packer) workers() int {
+	if p.Workers > 0 {
+		return p.Workers
+	}
+	return runtime.GOMAXPROCS(0)
+}
+
+// Layers packed at once: enough to read one while another is compressed, few
+// enough that segments in memory stay few.
+const packsAtOnce = 4
+
+// packAll packs the layers of a tree.
+func (p *Packer) packAll(ctx context.Context, t layers.Tree, o PackOptions, src snapshot.Sources) ([]blob.Ref, []digest.Digest, error) {
+	refs := make([]blob.Ref, len(t))
+	diffIDs := make([]digest.Digest, len(t))
+	err := p.each(ctx, t, func(ctx context.Context, i int) (err error) {
+		refs[i], diffIDs[i], err = p.Pack(ctx, t[i], o, src)
+		return err
+	})
+	return refs, diffIDs, err
+}
+
+func (p *Packer) each(ctx context.Context, t layers.Tree, fn func(ctx context.Context, i int) error) error {
+	g, gctx := errgroup.WithContext(ctx)
+	g.SetLimit(min(packsAtOnce, p.workers()))
+	for i := range t {
+		g.Go(func() error {
+			if gctx.Err() != nil {
+				return context.Cause(gctx)
+			}
+			return fn(gctx, i)
+		})
+	}
+	err := g.Wait()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
+// algorithm is the compression that a layer's media type tells.
+func algorithm(mediaType string) compress.Algorithm {
+	switch {
+	case strings.HasSuffix(mediaType, "gzip"):
+		return compress.Gzip
+	case strings.HasSuffix(mediaType, "zstd"):
+		return compress.Zstd
+	}
+	return compress.None
+}
