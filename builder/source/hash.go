@@ -1,0 +1,129 @@
+package source
+
+import (
+	"context"
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+)
+
+// sum makes sure that a file's digest is known.
+func (d *Dir) sum(ctx context.Context, n *node, path string) error {
+	if n.isHashed() {
+		return nil
+	}
+	// One goroutine reads the file however many want its digest.
+	key := strconv.FormatUint(n.id.dev, 36) + "/" + strconv.FormatUint(n.id.ino, 36) + "/" + path
+	_, err := d.hashing.Do(ctx, key, func(ctx context.Context) ([32]byte, error) {
+		if n.isHashed() {
+			return n.digest, nil
+		}
+		sum, err := d.hash(ctx, n, path)
+		if err == nil {
+			n.setDigest(sum)
+		}
+		return sum, err
+	})
+	return err
+}
+
+var hashBuffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
+func (d *Dir) hash(ctx context.Context, n *node, path string) (sum [32]byte, err error) {
+	if n.id.size == 0 {
+		return sha256.Sum256(nil), nil
+	}
+	begun := time.Now()
+	f, err := d.open(n, path)
+	if err != nil {
+		return sum, err
+	}
+	defer f.Close()
+	buf := hashBuffers.Get().(*[256 << 10]byte)
+	defer hashBuffers.Put(buf)
+	h := sha256.New()
+	r := &reader{ctx: ctx, f: f, path: path, id: n.id, left: n.id.size}
+	for {
+		k, err := r.Read(buf[:])
+		h.Write(buf[:k])
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return sum, fmt.Errorf("read %w", err)
+		}
+	}
+	h.Sum(sum[:0])
+	if d.o.Index != nil && d.filesys.settled(int(f.Fd()), n.id, begun) {
+		d.o.Index.learn(record{identity: n.id, sum: sum, capability: n.rare != nil && n.rare.capability != ""})
+	}
+	return sum, nil
+}
+
+// filesystems knows how exact the clocks of file systems are, by device.
+type filesystems struct {
+	slack sync.Map // uint64 → time.Duration
+}
+
+// settled reports whether a file that changes after begun is sure to have other
+// times than it has in id. Times are taken from a clock that ticks (every 1 to
+// 10 ms), and some file systems keep no more than seconds of it or take it from
+// another machine.
+func (s *filesystems) settled(fd int, id identity, begun time.Time) bool {
+	v, ok := s.slack.Load(id.dev)
+	if !ok {
+		v = 3 * time.Second
+		var st unix.Statfs_t
+		if unix.Fstatfs(fd, &st) == nil {
+			switch int64(st.Type) {
+			case unix.EXT4_SUPER_MAGIC, unix.XFS_SUPER_MAGIC, unix.BTRFS_SUPER_MAGIC, unix.TMPFS_MAGIC,
+				unix.OVERLAYFS_SUPER_MAGIC, unix.F2FS_SUPER_MAGIC, zfsMagic, bcachefsMagic:
+				v = 20 * time.Millisecond
+			}
+		}
+		s.slack.Store(id.dev, v)
+	}
+	slack := v.(time.Duration)
+	if id.mtime%1e9 == 0 && id.ctime%1e9 == 0 {
+		slack = 3 * time.Second // ext3 and the like
+	}
+	return max(id.mtime, id.ctime)+int64(slack) < begun.UnixNano()
+}
+
+const (
+	zfsMagic      = 0x2fc12fc1
+	bcachefsMagic = 0xca451a4e
+)
+
+// parallel calls fn for 0 to n-1, from a few goroutines, until one fails.
+func parallel(ctx context.Context, workers, n int, fn func(ctx context.Context, i int) error) error {
+	if n == 0 {
+		return nil
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	var next atomic.Int64
+	for range min(workers, n) {
+		g.Go(func() error {
+			for {
+				i := int(next.Add(1) - 1)
+				if i >= n {
+					return nil
+				}
+				if ctx.Err() != nil {
+					return context.Cause(ctx)
+				}
+				if err := fn(ctx, i); err != nil {
+					return err
+				}
+			}
+		})
+	}
+	return g.Wait()
+}

@@ -1,0 +1,492 @@
+package source
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/binary"
+	"errors"
+	"hash/crc32"
+	"io"
+	"io/fs"
+	"iter"
+	"maps"
+	"math/bits"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// The index is two files. "index" is a header and records sorted by place (a
+// hash of device and inode), which is mapped into memory and searched by
+// interpolation, so that opening it costs the same however large it is.
+// "index.log" holds the records that were learned since, in no order; when it
+// outgrows maxLog both are merged into a new "index". So a build that hashed
+// one file writes one record.
+//
+// Each record is a fact of its own (a file with this identity had this digest)
+// and has its own checksum. It does not matter in which order processes write
+// them, nor which version of which file a reader sees; one that is damaged is
+// as good as none.
+
+const (
+	indexMagic = "strake-index-1\n\x00"
+	headerSize = 32 // magic, generation, checksum, padding
+	recordSize = 80
+
+	maxLog     = 8192    // records
+	maxRecords = 1 << 20 // 80 MiB; the least lately used go first
+
+	// Use is counted in days. To note every use would make builds that change
+	// nothing write; once a week is enough to know what to drop.
+	day           = 24 * 60 * 60
+	noteUseAfter  = 7
+	forgetAfter   = 90
+	capabilityBit = 1 << 31 // of record.used: the file has security.capability
+)
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// identity is what the kernel says about a file that changes when its content
+// does.
+type identity struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime int64 // nanoseconds
+}
+
+// place orders records: by a hash, so that interpolation finds them.
+func (i identity) place() uint64 {
+	h := i.ino*0x9e3779b97f4a7c15 ^ bits.RotateLeft64(i.dev*0xc2b2ae3d27d4eb4f, 32)
+	h ^= h >> 29
+	h *= 0xbf58476d1ce4e5b9
+	return h ^ h>>32
+}
+
+type record struct {
+	identity
+	sum        [32]byte
+	capability bool
+	used       uint32 // day of the last use
+}
+
+func (r record) append(b []byte) []byte {
+	start := len(b)
+	b = binary.LittleEndian.AppendUint64(b, r.dev)
+	b = binary.LittleEndian.AppendUint64(b, r.ino)
+	b = binary.LittleEndian.AppendUint64(b, uint64(r.size))
+	b = binary.LittleEndian.AppendUint64(b, uint64(r.mtime))
+	b = binary.LittleEndian.AppendUint64(b, uint64(r.ctime))
+	b = append(b, r.sum[:]...)
+	used := r.used
+	if r.capability {
+		used |= capabilityBit
+	}
+	b = binary.LittleEndian.AppendUint32(b, used)
+	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+}
+
+func readIdentity(b []byte) identity {
+	return identity{
+		dev:   binary.LittleEndian.Uint64(b),
+		ino:   binary.LittleEndian.Uint64(b[8:]),
+		size:  int64(binary.LittleEndian.Uint64(b[16:])),
+		mtime: int64(binary.LittleEndian.Uint64(b[24:])),
+		ctime: int64(binary.LittleEndian.Uint64(b[32:])),
+	}
+}
+
+func readRecord(b []byte) (record, bool) {
+	b = b[:recordSize]
+	if crc32.Checksum(b[:recordSize-4], castagnoli) != binary.LittleEndian.Uint32(b[recordSize-4:]) {
+		return record{}, false
+	}
+	r := record{identity: readIdentity(b)}
+	copy(r.sum[:], b[40:72])
+	used := binary.LittleEndian.Uint32(b[72:])
+	r.used, r.capability = used&^capabilityBit, used&capabilityBit != 0
+	return r, true
+}
+
+type inode struct{ dev, ino uint64 }
+
+// Index remembers the digests of files by (dev, ino, size, mtime, ctime), for
+// all builds of a store. A file changed in the same instant as it was hashed is
+// not trusted (git's racy rule). It may be used by many goroutines, and its
+// directory by many processes.
+type Index struct {
+	dir  string
+	now  func() time.Time
+	base []byte // mapped records
+
+	mu      sync.RWMutex
+	log     map[inode]record // what index.log said
+	learned map[inode]record // not saved yet
+}
+
+// OpenIndex opens the index kept in dir, or an empty one if it is missing or
+// damaged.
+func OpenIndex(dir string) (*Index, error) {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	x := &Index{dir: dir, now: time.Now, learned: map[inode]record{}}
+	x.base = mapBase(filepath.Join(dir, "index"))
+	x.log = readLog(filepath.Join(dir, "index.log"))
+	return x, nil
+}
+
+// Close frees what the index holds. Nobody uses it any more, nor a Dir that was
+// opened with it.
+func (x *Index) Close() error {
+	if x.base == nil {
+		return nil
+	}
+	base := x.base
+	x.base = nil
+	return unix.Munmap(base)
+}
+
+// mapBase maps the file of sorted records, header included; nil if there are
+// none.
+func mapBase(name string) []byte {
+	f, err := os.Open(name)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	st, err := f.Stat()
+	if err != nil {
+		return nil
+	}
+	size := st.Size()
+	if size <= headerSize || (size-headerSize)%recordSize != 0 || size > headerSize+2*maxRecords*recordSize {
+		return nil
+	}
+	var head [headerSize]byte
+	if _, err := f.ReadAt(head[:], 0); err != nil || !validHeader(head[:], size) {
+		return nil
+	}
+	m, err := unix.Mmap(int(f.Fd()), 0, int(size), unix.PROT_READ, unix.MAP_SHARED)
+	if err != nil {
+		return nil
+	}
+	return m
+}
+
+func header(size int64) []byte {
+	b := append(make([]byte, 0, headerSize), indexMagic...)
+	b = binary.LittleEndian.AppendUint64(b, uint64(size))
+	b = binary.LittleEndian.AppendUint32(b, crc32.Checksum(b, castagnoli))
+	return append(b, make([]byte, headerSize-len(b))...)
+}
+
+func validHeader(b []byte, size int64) bool { return bytes.Equal(b, header(size)) }
+
+func readLog(name string) map[inode]record {
+	log := map[inode]record{}
+	f, err := os.Open(name)
+	if err != nil {
+		return log
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, 4*maxLog*recordSize))
+	if err != nil {
+		return log
+	}
+	for ; len(b) >= recordSize; b = b[recordSize:] {
+		if r, ok := readRecord(b); ok {
+			log[inode{r.dev, r.ino}] = r
+		}
+	}
+	return log
+}
+
+// find looks a file up. The digest is that of its content as long as the file
+// has this identity.
+func (x *Index) find(id identity) (r record, ok bool) {
+	key := inode{id.dev, id.ino}
+	x.mu.RLock()
+	r, ok = x.learned[key]
+	if !ok {
+		r, ok = x.log[key]
+	}
+	x.mu.RUnlock()
+	if !ok {
+		r, ok = search(x.records(), id)
+	}
+	if !ok || r.identity != id {
+		return record{}, false
+	}
+	if today := x.today(); r.used+noteUseAfter < today {
+		r.used = today
+		x.mu.Lock()
+		x.learned[key] = r
+		x.mu.Unlock()
+	}
+	return r, true
+}
+
+func (x *Index) today() uint32 { return uint32(x.now().Unix() / day) }
+
+// learn notes a digest until Save.
+func (x *Index) learn(r record) {
+	r.used = x.today()
+	x.mu.Lock()
+	x.learned[inode{r.dev, r.ino}] = r
+	x.mu.Unlock()
+}
+
+func (x *Index) records() []byte {
+	if x.base == nil {
+		return nil
+	}
+	return x.base[headerSize:]
+}
+
+// search finds the record of an inode among sorted records. Places are hashes
+// and so evenly spread: a guess by proportion is close to the mark. A disk that
+// fails to read a page makes the record missing, not the program fail.
+func search(recs []byte, id identity) (r record, ok bool) {
+	n := len(recs) / recordSize
+	if n == 0 {
+		return record{}, false
+	}
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		if recover() != nil {
+			r, ok = record{}, false
+		}
+	}()
+	at := func(i int) identity { return readIdentity(recs[i*recordSize:]) }
+	want := id.place()
+	hi, _ := bits.Mul64(want, uint64(n))
+	i := int(hi)
+	// Gallop from the guess to a range that holds the place, then bisect it.
+	lo, up := i, i
+	for step := 1; lo > 0 && at(lo).place() >= want; step *= 2 {
+		lo = max(lo-step, 0)
+	}
+	for step := 1; up < n && at(up).place() <= want; step *= 2 {
+		up = min(up+step, n)
+	}
+	for lo < up {
+		m := int(uint(lo+up) / 2)
+		if at(m).place() < want {
+			lo = m + 1
+		} else {
+			up = m
+		}
+	}
+	for ; lo < n && at(lo).place() == want; lo++ {
+		if got := at(lo); got.dev == id.dev && got.ino == id.ino {
+			return readRecord(recs[lo*recordSize:])
+		}
+	}
+	return record{}, false
+}
+
+// Save writes what was learned, merged with what other processes saved. It is
+// not synced: what a crash loses is hashed again.
+func (x *Index) Save() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if len(x.learned) == 0 {
+		return nil
+	}
+	unlock, err := x.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := x.appendLog(); err != nil {
+		if !errors.Is(err, errLogFull) {
+			return err
+		}
+		if err := x.merge(); err != nil {
+			return err
+		}
+	}
+	for k, r := range x.learned {
+		x.log[k] = r
+	}
+	clear(x.learned)
+	return nil
+}
+
+func (x *Index) lock() (unlock func(), err error) {
+	f, err := os.OpenFile(filepath.Join(x.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
+		if err != unix.EINTR {
+			break
+		}
+	}
+	if err != nil {
+		f.Close()
+		return nil, &os.PathError{Op: "lock", Path: f.Name(), Err: err}
+	}
+	return func() { f.Close() }, nil
+}
+
+var errLogFull = errors.New("log is full")
+
+func (x *Index) appendLog() (err error) {
+	f, err := os.OpenFile(filepath.Join(x.dir, "index.log"), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return err
+	}
+	if size/recordSize+int64(len(x.learned)) > maxLog {
+		return errLogFull
+	}
+	b := make([]byte, 0, len(x.learned)*recordSize)
+	for _, r := range x.learned {
+		b = r.append(b)
+	}
+	// A record that a killed process left half-written is written over.
+	_, err = f.WriteAt(b, size-size%recordSize)
+	return err
+}
+
+// merge makes a new base of the base, the log and what was learned. Memory
+// grows with what is new, not with the base.
+func (x *Index) merge() (err error) {
+	name := filepath.Join(x.dir, "index")
+	logName := filepath.Join(x.dir, "index.log")
+	if err := x.removeTemps(); err != nil {
+		return err
+	}
+	byInode := readLog(logName)
+	for k, r := range x.learned {
+		byInode[k] = r
+	}
+	news := make([]record, 0, len(byInode))
+	for _, r := range byInode {
+		news = append(news, r)
+	}
+	slices.SortFunc(news, func(a, b record) int { return cmp.Compare(a.place(), b.place()) })
+
+	var old []byte
+	if base := mapBase(name); base != nil {
+		defer func() { err = errors.Join(err, unix.Munmap(base)) }()
+		old = base[headerSize:]
+	}
+	// merged yields both lists in order of place, without the records of base
+	// that newer ones replace.
+	merged := func(yield func(record) bool) {
+		rest := news
+		for b := old; len(b) >= recordSize; b = b[recordSize:] {
+			r, ok := readRecord(b)
+			if !ok {
+				continue
+			}
+			if _, newer := byInode[inode{r.dev, r.ino}]; newer {
+				continue
+			}
+			for len(rest) > 0 && rest[0].place() <= r.place() {
+				if !yield(rest[0]) {
+					return
+				}
+				rest = rest[1:]
+			}
+			if !yield(r) {
+				return
+			}
+		}
+		for _, r := range rest {
+			if !yield(r) {
+				return
+			}
+		}
+	}
+	if err := writeBase(name, drop(merged, x.today(), maxRecords)); err != nil {
+		return err
+	}
+	if err := os.Remove(logName); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// removeTemps removes what killed processes left; nobody else writes while the
+// lock is held.
+func (x *Index) removeTemps() error {
+	left, err := filepath.Glob(filepath.Join(x.dir, ".index-*"))
+	for _, name := range left {
+		err = errors.Join(err, os.Remove(name))
+	}
+	return err
+}
+
+// drop leaves out what was not used for long, and of the rest what was least
+// lately used beyond limit records.
+func drop(all iter.Seq[record], today uint32, limit int) iter.Seq[record] {
+	days := map[uint32]int{}
+	for r := range all {
+		days[r.used]++
+	}
+	room := map[uint32]int{} // by day, how many stay
+	for _, d := range slices.Backward(slices.Sorted(maps.Keys(days))) {
+		if d+forgetAfter < today {
+			break
+		}
+		room[d] = min(days[d], limit)
+		limit -= room[d]
+	}
+	return func(yield func(record) bool) {
+		for r := range all {
+			if room[r.used] == 0 {
+				continue
+			}
+			room[r.used]--
+			if !yield(r) {
+				return
+			}
+		}
+	}
+}
+
+func writeBase(name string, all iter.Seq[record]) (err error) {
+	f, err := os.CreateTemp(filepath.Dir(name), ".index-*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, f.Close())
+		if err == nil {
+			err = os.Rename(f.Name(), name)
+		}
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	size := int64(headerSize)
+	b := make([]byte, headerSize, 1<<20)
+	for r := range all {
+		b = r.append(b)
+		size += recordSize
+		if len(b) > 1<<20-recordSize {
+			if _, err := f.Write(b); err != nil {
+				return err
+			}
+			b = b[:0]
+		}
+	}
+	if _, err := f.Write(b); err != nil {
+		return err
+	}
+	_, err = f.WriteAt(header(size), 0)
+	return err
+}

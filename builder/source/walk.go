@@ -1,0 +1,359 @@
+package source
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io/fs"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/strake-build/strake/layers"
+)
+
+// node is one file of a Dir. There may be a million.
+type node struct {
+	name   string
+	typ    layers.Type
+	mode   uint16
+	hashed uint32 // atomic; 1: digest is known
+	id     identity
+	digest [32]byte
+	rare   *rare    // what few files have
+	dir    *listing // of directories
+}
+
+func (n *node) isHashed() bool { return atomic.LoadUint32(&n.hashed) == 1 }
+
+func (n *node) setDigest(sum [32]byte) {
+	n.digest = sum
+	atomic.StoreUint32(&n.hashed, 1)
+}
+
+type rare struct {
+	link         string
+	capability   string
+	major, minor uint32
+}
+
+// listing is what a directory holds, once it was read.
+type listing struct {
+	mu       sync.Mutex
+	done     atomic.Bool
+	children []node // sorted by name
+	err      error
+}
+
+// emptyPath, with AT_EMPTY_PATH, means the file descriptor itself.
+var emptyPath = []byte{0}
+
+const statxMask = unix.STATX_TYPE | unix.STATX_MODE | unix.STATX_INO | unix.STATX_SIZE | unix.STATX_MTIME | unix.STATX_CTIME
+
+// statx is the system call with a name that ends in 0 and is not copied.
+func statx(fd int, name []byte, flags int, sx *unix.Statx_t) error {
+	for {
+		_, _, errno := unix.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(&name[0])),
+			uintptr(flags|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT), statxMask, uintptr(unsafe.Pointer(sx)), 0)
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+			continue
+		}
+		return errno
+	}
+}
+
+func identityOf(sx *unix.Statx_t) identity {
+	return identity{
+		dev:   unix.Mkdev(sx.Dev_major, sx.Dev_minor),
+		ino:   sx.Ino,
+		size:  int64(sx.Size),
+		mtime: sx.Mtime.Sec*1e9 + int64(sx.Mtime.Nsec),
+		ctime: sx.Ctime.Sec*1e9 + int64(sx.Ctime.Nsec),
+	}
+}
+
+// set fills in what statx tells, and reports whether it is a file of a kind
+// that a tree can hold.
+func (n *node) set(sx *unix.Statx_t) bool {
+	n.mode = sx.Mode & 0o7777
+	n.id = identityOf(sx)
+	switch sx.Mode & unix.S_IFMT {
+	case unix.S_IFREG:
+		n.typ = layers.Regular
+	case unix.S_IFDIR:
+		n.typ = layers.Dir
+		n.dir = &listing{}
+	case unix.S_IFLNK:
+		n.typ = layers.Symlink
+	case unix.S_IFIFO:
+		n.typ = layers.Fifo
+	case unix.S_IFCHR:
+		n.typ = layers.Char
+		n.rare = &rare{major: sx.Rdev_major, minor: sx.Rdev_minor}
+	case unix.S_IFBLK:
+		n.typ = layers.Block
+		n.rare = &rare{major: sx.Rdev_major, minor: sx.Rdev_minor}
+	default:
+		return false
+	}
+	return true
+}
+
+func (n *node) entry(path string) layers.Entry {
+	e := layers.Entry{Path: path, Type: n.typ, Mode: uint32(n.mode), ModTime: layers.DefaultModTime}
+	if path == "" {
+		e.Path = "."
+	}
+	if n.typ == layers.Regular {
+		e.Size = n.id.size
+	}
+	if n.typ == layers.Symlink {
+		e.Mode = 0o777
+	}
+	if r := n.rare; r != nil {
+		e.Link, e.Major, e.Minor = r.link, r.major, r.minor
+		if r.capability != "" {
+			e.Xattrs = map[string]string{capabilityXattr: r.capability}
+		}
+	}
+	return e
+}
+
+func lookup(children []node, name string) *node {
+	i, ok := slices.BinarySearchFunc(children, name, func(n node, name string) int { return strings.Compare(n.name, name) })
+	if !ok {
+		return nil
+	}
+	return &children[i]
+}
+
+// preload reads n and everything below it. Where a slot is free another
+// goroutine takes a subtree, else this one does.
+func (d *Dir) preload(ctx context.Context, n *node, path string) {
+	children, err := d.children(ctx, n, path)
+	if err != nil || ctx.Err() != nil {
+		return
+	}
+	var wg sync.WaitGroup
+	for i := range children {
+		c := &children[i]
+		if c.typ != layers.Dir {
+			continue
+		}
+		p := join(path, c.name)
+		select {
+		case d.slots <- struct{}{}:
+			wg.Go(func() {
+				defer func() { <-d.slots }()
+				d.preload(ctx, c, p)
+			})
+		default:
+			d.preload(ctx, c, p)
+		}
+	}
+	wg.Wait()
+}
+
+// children reads a directory if nobody did so far.
+func (d *Dir) children(ctx context.Context, n *node, path string) ([]node, error) {
+	l := n.dir
+	if l.done.Load() {
+		return l.children, l.err
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.done.Load() {
+		return l.children, l.err
+	}
+	children, err := d.list(ctx, path)
+	if ctx.Err() != nil {
+		return nil, context.Cause(ctx) // the next one reads it
+	}
+	l.children, l.err = children, err
+	l.done.Store(true)
+	return children, err
+}
+
+var dirBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+
+// list reads a directory: what is in it and not ignored.
+func (d *Dir) list(ctx context.Context, path string) ([]node, error) {
+	fd, err := d.openBeneath(path, unix.O_RDONLY|unix.O_DIRECTORY)
+	switch {
+	case errors.Is(err, unix.EACCES):
+		return nil, fmt.Errorf("%s: permission denied; make the directory readable, or leave it out by a line %q in .dockerignore", path, path)
+	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR):
+		return nil, fmt.Errorf("%s: %w", path, ErrChanged)
+	case err != nil:
+		return nil, &fs.PathError{Op: "open", Path: path, Err: err}
+	}
+	defer unix.Close(fd)
+
+	buf := dirBuffers.Get().(*[32 << 10]byte)
+	defer dirBuffers.Put(buf)
+	var children []node
+	ignored := map[string]bool{} // directories kept only for what is below
+	for {
+		n, err := unix.Getdents(fd, buf[:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, &fs.PathError{Op: "readdir", Path: path, Err: err}
+		}
+		if n <= 0 {
+			break
+		}
+		for b := buf[:n]; len(b) > 0; {
+			size := binary.NativeEndian.Uint16(b[16:])
+			typ, name := b[18], b[19:size]
+			b = b[size:]
+			name = name[:bytes.IndexByte(name, 0)+1] // with the 0
+			if s := string(name[:len(name)-1]); s == "." || s == ".." || typ == unix.DT_SOCK {
+				continue
+			}
+			child, drop, err := d.stat(fd, path, typ, name)
+			if err != nil {
+				return nil, err
+			}
+			if child.typ == 0 {
+				continue
+			}
+			if drop {
+				ignored[child.name] = true
+			}
+			children = append(children, child)
+		}
+	}
+	if len(ignored) > 0 {
+		children = d.dropEmpty(ctx, children, path, ignored)
+	}
+	slices.SortFunc(children, func(a, b node) int { return strings.Compare(a.name, b.name) })
+	return children, nil
+}
+
+// stat makes the node of a directory entry; one without a type if it isn't in
+// the tree. drop tells of a directory that is ignored but for what may be below
+// it.
+func (d *Dir) stat(fd int, dir string, typ byte, name []byte) (n node, drop bool, err error) {
+	n.name = string(name[:len(name)-1])
+	ignore := func(isDir bool) bool {
+		if d.o.Ignored == nil {
+			return false
+		}
+		skip := false
+		drop, skip = d.o.Ignored(join(dir, n.name), isDir)
+		return drop && (skip || !isDir)
+	}
+	if typ != unix.DT_UNKNOWN && ignore(typ == unix.DT_DIR) {
+		return node{}, false, nil
+	}
+	var sx unix.Statx_t
+	switch err := statx(fd, name, 0, &sx); {
+	case errors.Is(err, unix.ENOENT):
+		return node{}, false, nil // gone since it was listed
+	case errors.Is(err, unix.EACCES):
+		return node{}, false, fmt.Errorf("%s: permission denied; make the directory searchable (chmod +x), or leave it out by a line %q in .dockerignore", dir, dir)
+	case err != nil:
+		return node{}, false, &fs.PathError{Op: "stat", Path: join(dir, n.name), Err: err}
+	}
+	if !n.set(&sx) {
+		return node{}, false, nil
+	}
+	if typ == unix.DT_UNKNOWN && ignore(n.typ == layers.Dir) {
+		return node{}, false, nil
+	}
+	switch n.typ {
+	case layers.Symlink:
+		link, err := readlink(fd, n.name)
+		if err != nil {
+			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
+				err = ErrChanged
+			}
+			return node{}, false, fmt.Errorf("%s: %w", join(dir, n.name), err)
+		}
+		n.rare = &rare{link: link}
+	case layers.Regular:
+		d.remember(fd, &n)
+	}
+	return n, drop, nil
+}
+
+// remember takes from the index what it knows of a file.
+func (d *Dir) remember(fd int, n *node) {
+	known, ok := record{}, false
+	if d.o.Index != nil && n.id.size > 0 {
+		known, ok = d.o.Index.find(n.id)
+	}
+	if ok {
+		n.setDigest(known.sum)
+	}
+	if n.id.size > 0 && (!ok || known.capability) {
+		if c := capability(fd, n.name); c != "" {
+			n.rare = &rare{capability: c}
+		}
+	}
+}
+
+// dropEmpty removes the directories that are ignored and hold nothing that
+// isn't. Whether they do must be known now, so they are read.
+func (d *Dir) dropEmpty(ctx context.Context, children []node, path string, ignored map[string]bool) []node {
+	var wg sync.WaitGroup
+	for i := range children {
+		c := &children[i]
+		if !ignored[c.name] {
+			continue
+		}
+		p := join(path, c.name)
+		select {
+		case d.slots <- struct{}{}:
+			wg.Go(func() {
+				defer func() { <-d.slots }()
+				_, _ = d.children(ctx, c, p)
+			})
+		default:
+			_, _ = d.children(ctx, c, p)
+		}
+	}
+	wg.Wait()
+	return slices.DeleteFunc(children, func(c node) bool {
+		return ignored[c.name] && len(c.dir.children) == 0
+	})
+}
+
+func readlink(fd int, name string) (string, error) {
+	for size := 256; ; size *= 4 {
+		b := make([]byte, size)
+		n, err := unix.Readlinkat(fd, name, b)
+		if err != nil {
+			return "", err
+		}
+		if n < size {
+			return string(b[:n]), nil
+		}
+	}
+}
+
+const capabilityXattr = "security.capability"
+
+// capability reads the attribute of a file in the directory fd. There is no
+// lgetxattrat; the link in /proc stands for the directory itself and can't be
+// redirected.
+func capability(fd int, name string) string {
+	var b [64]byte
+	n, err := unix.Lgetxattr("/proc/self/fd/"+strconv.Itoa(fd)+"/"+name, capabilityXattr, b[:])
+	if err == nil {
+		return string(b[:n])
+	}
+	return ""
+}
