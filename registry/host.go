@@ -2,6 +2,7 @@ package registry
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
@@ -242,17 +243,28 @@ func checkRedirect(r *http.Request, via []*http.Request) error {
 
 // wrongScheme reports whether an attempt failed since the host speaks plain
 // http where we spoke https, or the other way round.
-func wrongScheme(scheme string, resp *http.Response, err error) bool {
+func (c *Client) wrongScheme(ctx context.Context, h *host, scheme string, resp *http.Response, err error) bool {
 	if scheme == "https" {
 		var record tls.RecordHeaderError
 		return errors.As(err, &record) || errors.Is(err, syscall.ECONNREFUSED) ||
 			err != nil && strings.Contains(err.Error(), "server gave HTTP response to HTTPS client")
 	}
-	// Go's and nginx's answer to plain http on a TLS port.
 	if err != nil || resp.StatusCode != http.StatusBadRequest {
 		return false
 	}
+	if resp.Request.Method == http.MethodHead { // no text in the answer: ask again
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, scheme+"://"+h.addr+"/v2/", nil)
+		if err != nil {
+			return false
+		}
+		if resp, err = c.roundTrip(req, c.limits.header); err != nil {
+			return false
+		}
+		defer resp.Body.Close()
+	}
+	// Go's and nginx's answer to plain http on a TLS port.
 	body, _ := io.ReadAll(io.LimitReader(resp.Body, 1<<10))
+	resp.Body.Close()
 	resp.Body = io.NopCloser(bytes.NewReader(body))
 	return bytes.Contains(body, []byte("to an HTTPS server")) || bytes.Contains(body, []byte("to HTTPS port"))
 }

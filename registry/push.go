@@ -49,7 +49,7 @@ func (c *Client) Push(ctx context.Context, reference string, m *Manifest, report
 	if report == nil {
 		report = progress.Discard
 	}
-	p := &push{
+	p := &pusher{
 		c: c, ref: r, report: report,
 		endpoint: &endpoint{host: c.host(apiHost(r.domain), ""), path: r.path},
 		seen:     map[digest.Digest]bool{},
@@ -90,7 +90,7 @@ func (c *Client) Push(ctx context.Context, reference string, m *Manifest, report
 	return nil
 }
 
-type push struct {
+type pusher struct {
 	c         *Client
 	ref       ref
 	endpoint  *endpoint
@@ -101,7 +101,7 @@ type push struct {
 }
 
 // collect gathers what is to be pushed, each thing once.
-func (p *push) collect(m *Manifest, depth int) error {
+func (p *pusher) collect(m *Manifest, depth int) error {
 	if depth > 8 {
 		return errors.New("indexes are nested too deep")
 	}
@@ -128,7 +128,7 @@ func (p *push) collect(m *Manifest, depth int) error {
 }
 
 // manifest uploads one. The request may be repeated: it changes nothing then.
-func (p *push) manifest(ctx context.Context, m *Manifest, name string) error {
+func (p *pusher) manifest(ctx context.Context, m *Manifest, name string) error {
 	return p.c.retry(ctx, nil, func(*attempts) error {
 		resp, err := p.c.send(ctx, p.endpoint, request{
 			method: http.MethodPut,
@@ -151,7 +151,7 @@ func (p *push) manifest(ctx context.Context, m *Manifest, name string) error {
 }
 
 // blob sees to it that the registry has b.
-func (p *push) blob(ctx context.Context, b blob.Ref) error {
+func (p *pusher) blob(ctx context.Context, b blob.Ref) error {
 	there, err := p.exists(ctx, b.Desc)
 	if err != nil {
 		return err
@@ -162,7 +162,7 @@ func (p *push) blob(ctx context.Context, b blob.Ref) error {
 		meter.done()
 		return nil
 	}
-	u := &upload{push: p, ref: b, meter: meter, scopes: pushScope(p.endpoint.path)}
+	u := &upload{pusher: p, ref: b, meter: meter, scopes: pushScope(p.endpoint.path)}
 	for i, from := range p.mountable(b.Origins) {
 		if i == maxOrigins {
 			break
@@ -184,7 +184,7 @@ func (p *push) blob(ctx context.Context, b blob.Ref) error {
 	return nil
 }
 
-func (p *push) exists(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
+func (p *pusher) exists(ctx context.Context, desc ocispec.Descriptor) (bool, error) {
 	there := false
 	err := p.c.retry(ctx, nil, func(*attempts) error {
 		resp, err := p.c.send(ctx, p.endpoint, request{
@@ -207,7 +207,7 @@ func (p *push) exists(ctx context.Context, desc ocispec.Descriptor) (bool, error
 
 // mountable returns the paths of repositories on this registry that hold, or
 // as mirrors of an origin may hold, the blob.
-func (p *push) mountable(origins []string) []string {
+func (p *pusher) mountable(origins []string) []string {
 	var paths []string
 	for _, o := range origins {
 		r, err := parseRepository(o)
@@ -225,7 +225,7 @@ func (p *push) mountable(origins []string) []string {
 
 // mount asks the registry to take the blob from another repository. If it does
 // not, it may have begun an upload instead, which u continues.
-func (p *push) mount(ctx context.Context, d digest.Digest, from string, u *upload) (bool, error) {
+func (p *pusher) mount(ctx context.Context, d digest.Digest, from string, u *upload) (bool, error) {
 	mounted := false
 	err := p.c.retry(ctx, nil, func(*attempts) error {
 		resp, err := p.c.send(ctx, p.endpoint, request{

@@ -147,7 +147,7 @@ func (c *Client) send(ctx context.Context, e *endpoint, r request) (*http.Respon
 		}
 		resp, err := c.roundTrip(req, patience)
 		if !decided && own {
-			if ctx.Err() == nil && wrongScheme(scheme, resp, err) && e.drop(scheme) {
+			if ctx.Err() == nil && c.wrongScheme(ctx, e.host, scheme, resp, err) && e.drop(scheme) {
 				if resp != nil {
 					resp.Body.Close()
 				}

@@ -21,7 +21,7 @@ import (
 // ends it with the digest (PUT); small blobs go with the PUT. After an error it
 // asks the registry how much it has and continues there, or begins anew.
 type upload struct {
-	*push
+	*pusher
 	ref    blob.Ref
 	meter  *meter
 	scopes []string
