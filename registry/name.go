@@ -92,3 +92,10 @@ func (r ref) name() string {
 	}
 	return r.tag
 }
+
+// Repository is the repository of a reference, as blob.Ref.Origins has it:
+// "docker.io/library/alpine".
+func Repository(ref string) (string, error) {
+	r, err := parseRepository(ref)
+	return r.repository(), err
+}
