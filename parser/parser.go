@@ -5,24 +5,54 @@
 // that the target needs, expands variables, resolves base images by a call-back
 // and computes the image configuration with its history. The language is
 // that of BuildKit's Dockerfile frontend, and its syntax packages read it.
+//
+//	f, err := parser.Parse("Dockerfile", data)
+//	build, err := f.Plan(ctx, parser.Options{BuildPlatform: p, Resolve: resolve})
+//
+// Build files and base images are not trusted. What a plan can take in memory
+// is bounded, whatever they say; limits.go has the bounds.
 package parser
 
 import (
 	"context"
 	"time"
 
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/plan"
 )
 
-// File is a build file.
-type File struct{}
+// File is a build file. It is not changed by planning, and several plans may be
+// made of it at once.
+type File struct {
+	source *plan.SourceFile
+	stages []string
+}
 
 // Parse parses a build file. name is what messages call it. Errors are
 // *plan.Error.
-func Parse(name string, data []byte) (*File, error) { panic("unwritten") }
+func Parse(name string, data []byte) (*File, error) {
+	f := &File{source: &plan.SourceFile{Name: name, Data: data}}
+	if err := f.checkText(data, nil); err != nil {
+		return nil, err
+	}
+	if err := f.checkSyntaxDirective(); err != nil {
+		return nil, err
+	}
+	s, err := f.read(linter.New(&linter.Config{}))
+	if err != nil {
+		return nil, err
+	}
+	for _, stage := range s.stages {
+		f.stages = append(f.stages, stage.Name)
+	}
+	return f, nil
+}
+
+// Stages returns the names of the stages ("" where there is none), in order.
+func (f *File) Stages() []string { return append([]string(nil), f.stages...) }
 
 // Resolved is what a base image turned out to be.
 type Resolved struct {
@@ -55,9 +85,11 @@ type Options struct {
 	Platforms     []ocispec.Platform // empty: BuildPlatform
 	BuildPlatform ocispec.Platform   // of this machine; required
 	Labels        map[string]string  // --label
-	Contexts      map[string]Context // by name; "context" replaces the main one
-	Exclude       []string           // .dockerignore patterns of the main context
-	IgnoreFile    string             // where they come from
+	// Contexts are the named contexts by name; "context" replaces the main
+	// one. "name::platform" is the context of one platform.
+	Contexts      map[string]Context
+	Exclude       []string // .dockerignore patterns of the main context
+	IgnoreFile    string   // where they come from
 	NoCache       bool
 	NoCacheStages []string // --no-cache-filter: stage names
 	Network       plan.NetworkMode
@@ -66,15 +98,21 @@ type Options struct {
 	ShmSize       int64
 	Resources     plan.Resources
 	Hostname      string
-	// Epoch is SOURCE_DATE_EPOCH; nil if not given.
+	// Epoch is SOURCE_DATE_EPOCH; nil if not given. The build arg of that
+	// name is used in its place if there is one.
 	Epoch *time.Time
-	// Resolve looks a base image up. It may be called from several goroutines.
+	// Resolve looks a base image up. It may be called from several
+	// goroutines, once for each reference and platform. ref is normalised, or
+	// "oci-layout://<layout>:<tag>" or "oci-layout://<layout>@<digest>" for
+	// an image of a Context with a Layout.
 	Resolve func(ctx context.Context, ref string, platform ocispec.Platform) (Resolved, error)
 }
 
 // Plan makes a plan of the file. Errors about the file are *plan.Error. A
 // flag or instruction that is not supported is an error, never ignored.
-func (f *File) Plan(ctx context.Context, o Options) (*plan.Build, error) { panic("unwritten") }
-
-// Stages returns the names of the stages ("" where there is none), in order.
-func (f *File) Stages() []string { panic("unwritten") }
+//
+// Equal steps of the targets are one *plan.Step. Times in the image are those
+// of the epoch, and unset without one.
+func (f *File) Plan(ctx context.Context, o Options) (*plan.Build, error) {
+	return planBuild(ctx, f, &o)
+}

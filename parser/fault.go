@@ -1,0 +1,143 @@
+package parser
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/agext/levenshtein"
+	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	bparser "github.com/moby/buildkit/frontend/dockerfile/parser"
+
+	"github.com/strake-build/strake/plan"
+)
+
+// sourceAt returns the place of a location in the file; the file itself for
+// none.
+func (f *File) sourceAt(loc []bparser.Range) *plan.Source {
+	s := &plan.Source{File: f.source}
+	if first, last := lineRange(loc); first > 0 {
+		s.Ranges = []plan.Range{{StartLine: first, EndLine: last}}
+	}
+	return s
+}
+
+// fault is an error at a location of the file.
+func (f *File) fault(loc []bparser.Range, err error) *plan.Error {
+	return &plan.Error{Source: f.sourceAt(loc), Err: err}
+}
+
+// at adds a location to an error that has none yet.
+func (f *File) at(loc []bparser.Range, err error) error {
+	var known *plan.Error
+	if err == nil || errors.As(err, &known) {
+		return err
+	}
+	message, hint := unwrapFault(err)
+	e := f.fault(loc, message)
+	e.Hint = hint
+	return e
+}
+
+// mark points the error at the first occurrence of word in its lines.
+func mark(e *plan.Error, word string) *plan.Error {
+	if len(e.Source.Ranges) == 0 || word == "" {
+		return e
+	}
+	r := &e.Source.Ranges[0]
+	n := 0
+	for line := range bytes.Lines(e.Source.File.Data) {
+		if n++; n < r.StartLine {
+			continue
+		}
+		if n > max(r.StartLine, r.EndLine) {
+			break
+		}
+		if i := bytes.Index(line, []byte(word)); i >= 0 {
+			*r = plan.Range{StartLine: n, StartColumn: i, EndLine: n, EndColumn: i + len(word)}
+			return e
+		}
+	}
+	return e
+}
+
+// syntaxFault turns an error of the syntax packages into ours.
+func (f *File) syntaxFault(err error) *plan.Error {
+	var located *bparser.LocationError
+	var loc []bparser.Range
+	if errors.As(err, &located) && len(located.Locations) > 0 {
+		loc = located.Locations[0]
+	}
+	var unknown *instructions.UnknownInstructionError
+	message, hint := unwrapFault(err)
+	e := f.fault(loc, message)
+	e.Hint = hint
+	if errors.As(err, &unknown) {
+		return mark(e, unknown.Instruction)
+	}
+	if m := namedFlag.FindStringSubmatch(message.Error()); m != nil {
+		return mark(e, m[1])
+	}
+	return e
+}
+
+var (
+	namedFlag  = regexp.MustCompile(`flag(?: specified)?:? (--[^\s,]+)`)
+	suggestion = regexp.MustCompile(`^(?s)(.*) \(did you mean ([^()]*)\?\)$`)
+)
+
+// unwrapFault takes the location, the line number and the suggestion that the
+// syntax packages put into their messages off an error.
+func unwrapFault(err error) (message error, hint string) {
+	var located *bparser.LocationError
+	if errors.As(err, &located) {
+		err = located.Unwrap()
+	}
+	text := err.Error()
+	if m := suggestion.FindStringSubmatch(text); m != nil {
+		return errors.New(shorten(m[1])), fmt.Sprintf("did you mean %q?", m[2])
+	}
+	if short := shorten(text); short != text {
+		return errors.New(short), ""
+	}
+	return err, ""
+}
+
+// shorten cuts text for a message.
+func shorten(s string) string {
+	const most = 300
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "") + "…"
+}
+
+// closest returns the option that word was probably meant to be; "" if there is
+// none, or if word is one of them.
+func closest(word string, options []string) string {
+	const near = 3 // edits, less than which is a typing error
+	if len(word) > 200 || slices.Contains(options, word) {
+		return ""
+	}
+	best, match := near, ""
+	for _, o := range options {
+		if d := len(o) - len(word); d >= near || d <= -near {
+			continue
+		}
+		if d := levenshtein.Distance(word, o, nil); d < best {
+			best, match = d, o
+		}
+	}
+	return match
+}
+
+// didYouMean is the hint for a closest match; "" if there is none.
+func didYouMean(word string, options []string) string {
+	if m := closest(word, options); m != "" {
+		return fmt.Sprintf("did you mean %q?", m)
+	}
+	return ""
+}

@@ -1,0 +1,130 @@
+package parser
+
+import (
+	"fmt"
+	"net/url"
+	"path"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/strake-build/strake/plan"
+)
+
+// gitSource is a git repository that ADD names.
+type gitSource struct {
+	op         plan.Git
+	keepGitDir *bool // said by the URL
+}
+
+var (
+	urlScheme = regexp.MustCompile(`^[a-zA-Z0-9]+://`)
+	scpStyle  = regexp.MustCompile(`^([a-zA-Z0-9-_]+)@([a-zA-Z0-9-.]+):(.*?)(?:\?(.*?))?(?:#(.*))?$`)
+)
+
+// parseGit reads the source of an ADD as a git repository: a git:// or ssh://
+// URL, an http(s):// URL whose path ends in ".git", or user@host:path. After
+// "#" comes ref[:subdir], and a query says more. git is false if src is
+// something else.
+func parseGit(src string) (g *gitSource, git bool, err error) {
+	g = &gitSource{}
+	var query url.Values
+	var fragment string
+	if scheme := urlScheme.FindString(src); scheme != "" {
+		u, err := url.Parse(src)
+		if err != nil {
+			return nil, false, nil
+		}
+		switch strings.ToLower(strings.TrimSuffix(scheme, "://")) {
+		case "git", "ssh":
+		case "http", "https":
+			if !strings.HasSuffix(u.Path, ".git") {
+				return nil, false, nil
+			}
+		default:
+			return nil, false, nil
+		}
+		query, fragment = u.Query(), u.Fragment
+		u.Fragment, u.RawFragment, u.RawQuery = "", "", ""
+		g.op.Remote = u.String()
+	} else if m := scpStyle.FindStringSubmatch(src); m != nil {
+		if query, err = url.ParseQuery(m[4]); err != nil {
+			return nil, true, err
+		}
+		fragment = m[5]
+		g.op.Remote = m[1] + "@" + m[2] + ":" + m[3]
+	} else {
+		return nil, false, nil
+	}
+	if fragment != "" {
+		ref, subdir, _ := strings.Cut(fragment, ":")
+		g.op.Ref, g.op.Subdir = ref, strings.TrimPrefix(path.Join("/", subdir), "/")
+	}
+	return g, true, g.setQuery(query)
+}
+
+// setQuery reads what the query of a git URL says.
+func (g *gitSource) setQuery(query url.Values) error {
+	names := make([]string, 0, len(query))
+	for name := range query {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	set := func(field *string, what, value string) error {
+		if *field != "" && *field != value {
+			return fmt.Errorf("the %s %q and %q contradict each other", what, *field, value)
+		}
+		*field = value
+		return nil
+	}
+	for _, name := range names {
+		if len(query[name]) != 1 {
+			return fmt.Errorf("query %q is given several times", name)
+		}
+		value, err := query[name][0], error(nil)
+		switch name {
+		case "keep-git-dir", "submodules", "fetch-by-commit":
+			on := true
+			if value != "" {
+				if on, err = strconv.ParseBool(value); err != nil {
+					return fmt.Errorf("query %s=%s: not true or false", name, shorten(value))
+				}
+			}
+			switch {
+			case name == "keep-git-dir":
+				g.keepGitDir = &on
+			case name == "submodules":
+				g.op.SkipSubmodules = !on
+			case on:
+				return fmt.Errorf("query %q is not supported", name)
+			}
+			continue
+		}
+		if value == "" {
+			return fmt.Errorf("query %q has no value", name)
+		}
+		switch name {
+		case "ref":
+			err = set(&g.op.Ref, "refs", value)
+		case "tag":
+			err = set(&g.op.Ref, "refs", "refs/tags/"+strings.TrimPrefix(value, "refs/tags/"))
+		case "branch":
+			err = set(&g.op.Ref, "refs", "refs/heads/"+strings.TrimPrefix(value, "refs/heads/"))
+		case "subdir":
+			err = set(&g.op.Subdir, "subdirectories", value)
+		case "checksum", "commit":
+			err = set(&g.op.Checksum, "checksums", value)
+		case "mtime":
+			if value != "checkout" {
+				err = fmt.Errorf("query mtime=%s is not supported", shorten(value))
+			}
+		default:
+			err = fmt.Errorf("query %q is unknown", shorten(name))
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
