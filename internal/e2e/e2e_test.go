@@ -1,0 +1,372 @@
+package e2e
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	"github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+)
+
+// strake is the program under test, built once.
+var strake string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "strake-e2e-")
+		if err != nil {
+			log.Fatal(err)
+		}
+		defer os.RemoveAll(dir)
+		// Other users run it too.
+		if err := os.Chmod(dir, 0o755); err != nil {
+			log.Fatal(err)
+		}
+		strake = filepath.Join(dir, "strake")
+		cmd := exec.Command("go", "build", "-o", strake, "../../cmd/strake")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			log.Fatalf("go build: %v\n%s", err, out)
+		}
+		return m.Run()
+	}())
+}
+
+func needRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: needs root")
+	}
+}
+
+// needTool skips a test without a program; package is Debian's.
+func needTool(t *testing.T, program, debian string) string {
+	t.Helper()
+	path, err := exec.LookPath(program)
+	if err != nil {
+		t.Skipf("SKIPPED: needs %s (Debian: %s)", program, debian)
+	}
+	return path
+}
+
+// store is a store root, and how to run strake on it.
+type store struct {
+	t    *testing.T
+	root string
+	env  []string
+	attr *syscall.SysProcAttr
+}
+
+func newStore(t *testing.T) *store {
+	t.Helper()
+	s := &store{t: t, root: filepath.Join(t.TempDir(), "root")}
+	t.Cleanup(func() { s.noLeaks() })
+	return s
+}
+
+// command returns a strake command on the store.
+func (s *store) command(args ...string) *exec.Cmd {
+	cmd := exec.Command(strake, append([]string{"--root", s.root}, args...)...)
+	cmd.Env = append(os.Environ(), s.env...)
+	cmd.SysProcAttr = s.attr
+	return cmd
+}
+
+// run runs strake and returns what it printed; it must succeed.
+func (s *store) run(args ...string) (stdout, stderr string) {
+	s.t.Helper()
+	stdout, stderr, err := s.try(args...)
+	if err != nil {
+		s.t.Fatalf("strake %s: %v\n%s", strings.Join(args, " "), err, stderr)
+	}
+	return stdout, stderr
+}
+
+func (s *store) try(args ...string) (stdout, stderr string, err error) {
+	cmd := s.command(args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	err = cmd.Run()
+	return out.String(), errs.String(), err
+}
+
+// noLeaks fails the test if mounts or processes that have to do with the store
+// are left.
+func (s *store) noLeaks() {
+	s.t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, s.root) {
+			s.t.Errorf("mount left: %s", line)
+		}
+	}
+	if p := s.processes(); len(p) > 0 {
+		s.t.Errorf("processes left: %v", p)
+	}
+}
+
+// processes returns the commands of running processes that name the store.
+func (s *store) processes() []string {
+	var found []string
+	dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, d := range dirs {
+		data, err := os.ReadFile(d)
+		if err == nil && bytes.Contains(data, []byte(s.root)) {
+			found = append(found, d+" "+strings.ReplaceAll(string(data), "\x00", " "))
+		}
+	}
+	return found
+}
+
+// write makes files below a new directory; names ending in "*" are executable.
+func write(t *testing.T, files map[string]string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		p := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(p, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// newRegistry serves a registry on loopback and returns its address.
+func newRegistry(t *testing.T) string {
+	t.Helper()
+	s := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://")
+}
+
+// busybox pushes a small base image and returns its name.
+func busybox(t *testing.T, host string) string {
+	t.Helper()
+	path := needTool(t, "busybox", "busybox-static")
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pushImage(t, host+"/busybox:latest", func(tw *tar.Writer) error {
+		for _, d := range []string{"bin", "etc", "root", "tmp", "usr", "var"} {
+			if err := tw.WriteHeader(&tar.Header{Name: d + "/", Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
+				return err
+			}
+		}
+		out, err := exec.Command(path, "--list").Output()
+		if err != nil {
+			return err
+		}
+		for applet := range strings.FieldsSeq(string(out)) {
+			if applet == "busybox" {
+				continue
+			}
+			if err := tw.WriteHeader(&tar.Header{Name: "bin/" + applet, Typeflag: tar.TypeSymlink, Linkname: "busybox", Mode: 0o777}); err != nil {
+				return err
+			}
+		}
+		return errors.Join(
+			tarFile(tw, "bin/busybox", 0o755, data),
+			tarFile(tw, "etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")),
+			tarFile(tw, "etc/group", 0o644, []byte("root:x:0:\nuser:x:1000:\n")))
+	})
+}
+
+func tarFile(tw *tar.Writer, name string, mode int64, data []byte) error {
+	if err := tw.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: mode, Size: int64(len(data))}); err != nil {
+		return err
+	}
+	_, err := tw.Write(data)
+	return err
+}
+
+func pushImage(t *testing.T, ref string, write func(*tar.Writer) error) string {
+	t.Helper()
+	var buf bytes.Buffer
+	tw := tar.NewWriter(&buf)
+	if err := errors.Join(write(tw), tw.Close()); err != nil {
+		t.Fatal(err)
+	}
+	layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(buf.Bytes())), nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := mutate.AppendLayers(empty.Image, layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := img.ConfigFile()
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg = cfg.DeepCopy()
+	cfg.OS, cfg.Architecture = "linux", "amd64"
+	cfg.Config = v1.Config{Env: []string{"PATH=/bin"}, Cmd: []string{"sh"}}
+	if img, err = mutate.ConfigFile(img, cfg); err != nil {
+		t.Fatal(err)
+	}
+	r, err := name.ParseReference(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := remote.Write(r, img); err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
+
+// pulled returns a pushed image, validated.
+func pulled(t *testing.T, ref string) v1.Image {
+	t.Helper()
+	r, err := name.ParseReference(ref)
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := remote.Image(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := validate.Image(img); err != nil {
+		t.Errorf("%s: %v", ref, err)
+	}
+	return img
+}
+
+func digestOf(t *testing.T, ref string) string {
+	t.Helper()
+	d, err := pulled(t, ref).Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return d.String()
+}
+
+// rootlessUser makes a store for an ordinary user: with a range of
+// subordinate ids, or with a single one.
+func rootlessStore(t *testing.T, subuid bool) *store {
+	t.Helper()
+	needRoot(t)
+	uid := 65534
+	if subuid {
+		needTool(t, "newuidmap", "uidmap")
+		uid = userWithSubuid(t)
+	}
+	home, err := os.MkdirTemp("", "strake-home-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(home) })
+	if err := os.Chown(home, uid, uid); err != nil {
+		t.Fatal(err)
+	}
+	s := &store{t: t, root: filepath.Join(home, "root"), env: []string{"HOME=" + home, "XDG_RUNTIME_DIR=" + home}}
+	s.attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	t.Cleanup(func() { s.noLeaks() })
+	return s
+}
+
+// userWithSubuid makes a user with ranges in /etc/subuid and /etc/subgid.
+func userWithSubuid(t *testing.T) int {
+	t.Helper()
+	const uid, login = 47123, "straketest"
+	if out, err := exec.Command("id", "-u", login).CombinedOutput(); err != nil {
+		if out, err := exec.Command("useradd", "-u", fmt.Sprint(uid), "-M", login).CombinedOutput(); err != nil {
+			t.Skipf("SKIPPED: no user can be made: %s", out)
+		}
+		t.Cleanup(func() { _ = exec.Command("userdel", login).Run() })
+	} else if strings.TrimSpace(string(out)) != fmt.Sprint(uid) {
+		t.Skipf("SKIPPED: user %s is somebody else's", login)
+	}
+	for _, f := range []string{"/etc/subuid", "/etc/subgid"} {
+		data, err := os.ReadFile(f)
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if !strings.Contains(string(data), login+":") {
+			data = append(data, fmt.Sprintf("%s:400000:65536\n", login)...)
+			if err := os.WriteFile(f, data, 0o644); err != nil {
+				t.Skipf("SKIPPED: %v", err)
+			}
+		}
+	}
+	return uid
+}
+
+// ranSteps counts the steps that ran, by the lines of plain progress.
+func ranSteps(stderr, step string) (ran, cached int) {
+	number := ""
+	for line := range strings.Lines(stderr) {
+		n, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
+		switch {
+		case strings.Contains(rest, step) && strings.HasPrefix(rest, "["):
+			number = n
+			ran++
+		case n == number && rest == "CACHED":
+			number = ""
+			ran--
+			cached++
+		}
+	}
+	return ran, cached
+}
+
+// eventually waits for a condition.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(10 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s did not come about", what)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+// inParallel runs f n times at once.
+func inParallel(n int, f func(i int)) {
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() { f(i) })
+	}
+	wg.Wait()
+}
+
+// metadata reads a --metadata-file.
+func metadata(t *testing.T, path string) map[string]any {
+	t.Helper()
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var m map[string]any
+	if err := json.Unmarshal(data, &m); err != nil {
+		t.Fatal(err)
+	}
+	return m
+}

@@ -1,0 +1,122 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+)
+
+// buildFiles is a build with steps of every kind.
+func buildFiles(base string) map[string]string {
+	return map[string]string{
+		"Dockerfile": "FROM " + base + ` AS build
+ARG VERSION=1
+ENV NAME=value
+WORKDIR /src
+COPY . .
+RUN mkdir -p /out/sub && cp a.txt /out/ && ln -s a.txt /out/link && ln /out/a.txt /out/hard && chmod 4755 /out/a.txt && date > /tmp/now && rm /tmp/now
+RUN rm /etc/group && mkdir /gone && rmdir /gone && touch /src/dir/b.txt
+FROM ` + base + `
+RUN rm -r /var && mkdir /var && echo new > /var/file
+COPY --from=build --chown=1000:1000 /out /opt/out
+COPY --chmod=0600 dir /data/dir/
+USER user
+CMD ["sh", "-c", "cat /opt/out/a.txt"]
+`,
+		"a.txt":         "a\n",
+		"dir/b.txt":     "b\n",
+		"dir/c/d.txt":   "d\n",
+		".dockerignore": "ignored\n",
+		"ignored":       "not there\n",
+	}
+}
+
+// TestSameImageEverywhere builds one context on several roots, with one slot
+// and with many, as root and as ordinary users, at other times: the digest must
+// be the same.
+func TestSameImageEverywhere(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	host := newRegistry(t)
+	base := busybox(t, host)
+
+	want := ""
+	build := func(label string, s *store, flags ...string) {
+		t.Helper()
+		context := write(t, buildFiles(base))
+		if err := os.Chmod(context, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for d := context; d != "/tmp" && d != "/"; d = filepath.Dir(d) {
+			_ = os.Chmod(d, 0o755)
+		}
+		// Files of another checkout have other times.
+		when := time.Unix(int64(1e9+len(label)*1e6), 0)
+		if err := os.Chtimes(filepath.Join(context, "a.txt"), when, when); err != nil {
+			t.Fatal(err)
+		}
+		ref := host + "/out:" + label
+		s.run(append(append([]string{"build", "-t", ref, "--push"}, flags...), context)...)
+		got := digestOf(t, ref)
+		if want == "" {
+			want = got
+		}
+		if got != want {
+			t.Errorf("%s: digest %s, want %s", label, got, want)
+		}
+	}
+	build("first", newStore(t))
+	build("second-root", newStore(t))
+	one := newStore(t)
+	one.env = []string{"GOMAXPROCS=1"}
+	build("one-processor", one)
+	t.Run("rootless", func(t *testing.T) { build("rootless", rootlessStore(t, true)) })
+	if _, err := os.Stat("/usr/sbin/runc"); err == nil {
+		build("runc", newStore(t), "--oci-runtime", "runc")
+	}
+}
+
+// TestSecondBuildReadsNothing builds twice: everything is cached, and no file of
+// the context is opened but the build file and the ignore file.
+func TestSecondBuildReadsNothing(t *testing.T) {
+	t.Parallel()
+	needRoot(t)
+	strace := needTool(t, "strace", "strace")
+	host := newRegistry(t)
+	context := write(t, buildFiles(busybox(t, host)))
+	s := newStore(t)
+	s.run("build", "-t", "app", context)
+	// Files hashed in the instant of their last change are not trusted.
+	time.Sleep(1100 * time.Millisecond)
+	s.run("build", "-t", "app", context)
+
+	trace := filepath.Join(t.TempDir(), "trace")
+	cmd := s.command("build", "--progress", "plain", "-t", "app", context)
+	cmd.Args = append([]string{strace, "-f", "-y", "-e", "trace=openat,openat2,open,read,pread64,readv,mmap", "-o", trace}, cmd.Args...)
+	cmd.Path = strace
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if !strings.Contains(string(out), "CACHED") || strings.Contains(string(out), "DONE 0.1s\n#") {
+		t.Errorf("not all cached:\n%s", out)
+	}
+	for _, step := range []string{"RUN", "COPY"} {
+		if ran, cached := ranSteps(string(out), step); ran != 0 || cached == 0 {
+			t.Errorf("%s: %d ran, %d cached:\n%s", step, ran, cached, out)
+		}
+	}
+	data, err := os.ReadFile(trace)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(data)) {
+		for _, f := range []string{"a.txt", "b.txt", "d.txt"} {
+			if strings.Contains(line, f) && strings.Contains(line, "read") {
+				t.Errorf("%s was read: %s", f, line)
+			}
+		}
+	}
+}
