@@ -1,0 +1,64 @@
+package compress
+
+// The sizes of segments. A cut is made after minSegment bytes where the hash of
+// the last 64 bytes has cutBits zeros, so that segments have 1.2 MiB on average.
+// The more bytes, the fewer files the cache has; the fewer, the less is
+// compressed again after a change.
+const (
+	minSegment = 256 << 10
+	maxSegment = 4 << 20
+	cutBits    = 20
+
+	window = 64 // bytes that the hash depends on
+)
+
+// gear has a random number for every byte.
+var gear = makeGear()
+
+// makeGear is splitmix64. The numbers are part of what Version stands for.
+func makeGear() (g [256]uint64) {
+	x := uint64(0)
+	for i := range g {
+		x += 0x9e3779b97f4a7c15
+		z := x
+		z = (z ^ z>>30) * 0xbf58476d1ce4e5b9
+		z = (z ^ z>>27) * 0x94d049bb133111eb
+		g[i] = z ^ z>>31
+	}
+	return g
+}
+
+// cutter finds the cuts of a stream that it is shown piece by piece.
+type cutter struct {
+	n    int // bytes of the segment seen
+	hash uint64
+}
+
+// next returns how many bytes of p belong to the segment, and whether it ends
+// there.
+func (c *cutter) next(p []byte) (n int, cut bool) {
+	i := 0
+	if start := minSegment - window; c.n < start {
+		i = min(start-c.n, len(p))
+	}
+	end := min(len(p), maxSegment-c.n)
+	h := c.hash
+	// Up to minSegment the hash only fills.
+	for fill := min(end, max(i, minSegment-c.n)); i < fill; i++ {
+		h = h<<1 + gear[p[i]]
+	}
+	for ; i < end; i++ {
+		h = h<<1 + gear[p[i]]
+		if h>>(64-cutBits) == 0 {
+			*c = cutter{}
+			return i + 1, true
+		}
+	}
+	if c.n+end == maxSegment {
+		*c = cutter{}
+		return end, true
+	}
+	c.n += end
+	c.hash = h
+	return end, false
+}

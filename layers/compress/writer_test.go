@@ -1,0 +1,495 @@
+package compress
+
+import (
+	"bytes"
+	stdgzip "compress/gzip"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/klauspost/compress/zstd"
+)
+
+// sample is text-like, in parts random and in parts zero, and always the same.
+func sample(n int, seed uint64) []byte {
+	rnd := rand.New(rand.NewPCG(seed, 1))
+	words := make([]string, 4000)
+	for i := range words {
+		words[i] = strings.Repeat(string(rune('a'+rnd.IntN(26))), 1+rnd.IntN(3)) + fmt.Sprint(rnd.IntN(1000))
+	}
+	b := make([]byte, 0, n+1<<16)
+	for len(b) < n {
+		switch rnd.IntN(20) {
+		case 0:
+			b = append(b, make([]byte, rnd.IntN(60000))...)
+		case 1:
+			for range rnd.IntN(20000) {
+				b = append(b, byte(rnd.Uint32()))
+			}
+		default:
+			for range rnd.IntN(5000) {
+				b = append(b, words[rnd.IntN(len(words))]...)
+				b = append(b, ' ')
+			}
+		}
+	}
+	return b[:n]
+}
+
+func pack(t testing.TB, data []byte, o Options) []byte {
+	t.Helper()
+	var out bytes.Buffer
+	w, err := NewWriter(&out, o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func unpack(t testing.TB, data []byte) []byte {
+	t.Helper()
+	r, err := NewReader(bytes.NewReader(data))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	got, err := io.ReadAll(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
+}
+
+func TestRoundTrip(t *testing.T) {
+	t.Parallel()
+	data := sample(9<<20, 1)
+	for _, a := range []Algorithm{None, Gzip, Zstd} {
+		for _, n := range []int{0, 1, 511, minSegment - 1, minSegment, minSegment + 1, maxSegment, len(data)} {
+			t.Run(fmt.Sprint(a, n), func(t *testing.T) {
+				t.Parallel()
+				packed := pack(t, data[:n], Options{Algorithm: a})
+				if got := unpack(t, packed); !bytes.Equal(got, data[:n]) {
+					t.Errorf("unpacked %d bytes differ from the %d packed", len(got), n)
+				}
+				switch a {
+				case Gzip:
+					readByOthers(t, packed, data[:n], func(r io.Reader) (io.Reader, error) {
+						z, err := stdgzip.NewReader(r)
+						if err == nil {
+							z.Multistream(false) // one member
+						}
+						return z, err
+					}, "gzip", "-t")
+				case Zstd:
+					readByOthers(t, packed, data[:n], func(r io.Reader) (io.Reader, error) { return zstd.NewReader(r) }, "zstd", "-t", "-q")
+				}
+			})
+		}
+	}
+}
+
+func readByOthers(t *testing.T, packed, want []byte, open func(io.Reader) (io.Reader, error), tool ...string) {
+	t.Helper()
+	in := bytes.NewReader(packed)
+	r, err := open(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got, err := io.ReadAll(r)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("another reader got %d bytes of %d, %v", len(got), len(want), err)
+	}
+	if in.Len() != 0 {
+		t.Errorf("another reader left %d bytes", in.Len())
+	}
+	if _, err := exec.LookPath(tool[0]); err != nil {
+		return
+	}
+	cmd := exec.Command(tool[0], tool[1:]...)
+	cmd.Stdin = bytes.NewReader(packed)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("%v: %v: %s", tool, err, out)
+	}
+}
+
+// The bytes depend on nothing but input, algorithm, level and Version.
+func TestDeterministic(t *testing.T) {
+	t.Parallel()
+	data := sample(20<<20, 2)
+	for _, o := range []Options{{}, {Level: 1}, {Level: 9}, {Algorithm: Zstd}, {Algorithm: Zstd, Level: 1}} {
+		t.Run(fmt.Sprint(o.Algorithm, o.Level), func(t *testing.T) {
+			t.Parallel()
+			data := data
+			if o.Level == 9 {
+				data = data[:4<<20]
+			}
+			o.Workers = 1
+			want := pack(t, data, o)
+			for _, workers := range []int{0, 3, 100} {
+				o.Workers = workers
+				if !bytes.Equal(pack(t, data, o), want) {
+					t.Errorf("other bytes with %d workers", workers)
+				}
+			}
+			cache, err := OpenSegments(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.Segments = cache
+			for _, state := range []string{"cold", "warm"} {
+				if !bytes.Equal(pack(t, data, o), want) {
+					t.Errorf("other bytes with a %s cache", state)
+				}
+			}
+			var out bytes.Buffer
+			w, err := NewWriter(&out, o)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rnd := rand.New(rand.NewPCG(3, 3))
+			for rest := data; len(rest) > 0; {
+				n := min(rnd.IntN(1<<rnd.IntN(22)), len(rest))
+				if _, err := w.Write(rest[:n]); err != nil {
+					t.Fatal(err)
+				}
+				rest = rest[n:]
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(out.Bytes(), want) {
+				t.Error("other bytes with other writes")
+			}
+		})
+	}
+}
+
+// If this fails after an update of the encoders, Version must go up: caches and
+// registries hold segments and layers that would have other bytes now.
+func TestGolden(t *testing.T) {
+	t.Parallel()
+	data := sample(6<<20, 4)
+	for _, c := range []struct {
+		o    Options
+		want string
+	}{
+		{Options{}, "d519592ef673096a"},
+		{Options{Level: 1}, "153c8b34a43d2afc"},
+		{Options{Level: 9}, "ec2f740109b2d61a"},
+		{Options{Algorithm: Zstd}, "529bf1b4b76a7778"},
+		{Options{Algorithm: Zstd, Level: 19}, "a18f256d353615c1"},
+	} {
+		sum := sha256.Sum256(pack(t, data, c.o))
+		if got := hex.EncodeToString(sum[:8]); got != c.want {
+			t.Errorf("%s level %d: got %s, want %s: see Version", c.o.Algorithm, c.o.Level, got, c.want)
+		}
+	}
+}
+
+// An encoder must not be influenced by what it compressed before: which worker
+// gets which segment is chance.
+func TestEncoderReuse(t *testing.T) {
+	t.Parallel()
+	for _, a := range []string{"gzip 1", "gzip 5", "gzip 6", "gzip 9", "zstd 1", "zstd 2", "zstd 3"} {
+		t.Run(a, func(t *testing.T) {
+			t.Parallel()
+			var level int
+			var name string
+			fmt.Sscan(a, &name, &level)
+			newEncoder := func() encoder {
+				e, err := newGzipEncoder(level)
+				if name == "zstd" {
+					e, err = newZstdEncoder(zstd.EncoderLevel(level))
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				return e
+			}
+			used := newEncoder()
+			rnd := rand.New(rand.NewPCG(5, uint64(level)))
+			data := sample(4<<20, 6)
+			for i := range 60 {
+				from := rnd.IntN(len(data))
+				src := data[from : from+rnd.IntN(min(len(data)-from, 1<<rnd.IntN(20))+1)]
+				got, err := used.encode(nil, src)
+				if err != nil {
+					t.Fatal(err)
+				}
+				want, err := newEncoder().encode(nil, src)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if !bytes.Equal(got, want) {
+					t.Fatalf("segment %d of %d bytes: a used encoder compressed it otherwise", i, len(src))
+				}
+			}
+		})
+	}
+}
+
+func TestBadOptions(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		o    Options
+		want string
+	}{
+		{Options{Level: 10}, "compression level 10: want 1 to 9 for gzip"},
+		{Options{Level: -1}, "compression level -1: want 1 to 9 for gzip"},
+		{Options{Algorithm: Zstd, Level: 23}, "compression level 23: want 1 to 22 for zstd"},
+		{Options{Algorithm: None, Level: 1}, "compression level 1: uncompressed has no levels"},
+		{Options{Algorithm: "lz4"}, `unknown compression "lz4": want gzip, zstd or uncompressed`},
+	} {
+		if _, err := NewWriter(io.Discard, c.o); err == nil || err.Error() != c.want {
+			t.Errorf("%+v: got %v, want %s", c.o, err, c.want)
+		}
+	}
+}
+
+type failAfter struct{ n int }
+
+var errFull = errors.New("disk full")
+
+func (f *failAfter) Write(p []byte) (int, error) {
+	if f.n -= len(p); f.n < 0 {
+		return 0, errFull
+	}
+	return len(p), nil
+}
+
+func TestWriteError(t *testing.T) {
+	t.Parallel()
+	data := sample(30<<20, 7)
+	for _, n := range []int{0, 100, 1 << 20} {
+		w, err := NewWriter(&failAfter{n}, Options{Level: 1})
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.Write(data) // may or may not see it
+		if err := w.Close(); !errors.Is(err, errFull) {
+			t.Errorf("room for %d: Close gives %v", n, err)
+		}
+		if _, err := w.Write(data); err == nil {
+			t.Error("Write after Close succeeds")
+		}
+	}
+}
+
+func TestMediaType(t *testing.T) {
+	t.Parallel()
+	for a, want := range map[Algorithm]string{
+		"":   "application/vnd.oci.image.layer.v1.tar+gzip",
+		Gzip: "application/vnd.oci.image.layer.v1.tar+gzip",
+		Zstd: "application/vnd.oci.image.layer.v1.tar+zstd",
+		None: "application/vnd.oci.image.layer.v1.tar",
+		"xz": "",
+	} {
+		if got := a.MediaType(); got != want {
+			t.Errorf("%q: got %q, want %q", a, got, want)
+		}
+	}
+}
+
+// cuts returns the sizes of the segments of data, shown in pieces.
+func cuts(data []byte, piece func() int) []int {
+	var c cutter
+	var sizes []int
+	n := 0
+	for len(data) > 0 {
+		p := data[:min(piece(), len(data))]
+		used, cut := c.next(p)
+		n += used
+		data = data[used:]
+		if cut {
+			sizes = append(sizes, n)
+			n = 0
+		}
+	}
+	if n > 0 {
+		sizes = append(sizes, n)
+	}
+	return sizes
+}
+
+func TestCut(t *testing.T) {
+	t.Parallel()
+	data := sample(64<<20, 8)
+	want := cuts(data, func() int { return len(data) })
+	for i, n := range want {
+		if n > maxSegment || n < minSegment && i < len(want)-1 {
+			t.Errorf("segment %d has %d bytes", i, n)
+		}
+	}
+	if avg := len(data) / len(want); avg < 800<<10 || avg > 2<<20 {
+		t.Errorf("segments have %d bytes on average", avg)
+	}
+	rnd := rand.New(rand.NewPCG(9, 9))
+	if got := cuts(data, func() int { return 1 + rnd.IntN(100000) }); fmt.Sprint(got) != fmt.Sprint(want) {
+		t.Errorf("in pieces: got %v, want %v", got, want)
+	}
+	if got := cuts(make([]byte, 10<<20), func() int { return 1 << 20 }); len(got) > 40 {
+		t.Errorf("zeros are cut into %v", got)
+	}
+
+	// After an insertion the old cuts are found again.
+	changed := append(append(append([]byte{}, data[:10<<20]...), "inserted"...), data[10<<20:]...)
+	old := map[string]bool{}
+	for rest, sizes := data, want; len(sizes) > 0; sizes = sizes[1:] {
+		sum := sha256.Sum256(rest[:sizes[0]])
+		old[string(sum[:])] = true
+		rest = rest[sizes[0]:]
+	}
+	fresh := 0
+	rest := changed
+	for _, n := range cuts(changed, func() int { return len(changed) }) {
+		if sum := sha256.Sum256(rest[:n]); !old[string(sum[:])] {
+			fresh += n
+		}
+		rest = rest[n:]
+	}
+	if fresh > 3*maxSegment {
+		t.Errorf("8 bytes more make %d bytes of new segments", fresh)
+	}
+}
+
+func FuzzRoundTrip(f *testing.F) {
+	f.Add([]byte("hello"), 3, byte(1))
+	f.Add([]byte{}, 1, byte(0))
+	f.Add(sample(4000, 1), 700, byte(9))
+	f.Fuzz(func(t *testing.T, data []byte, times int, level byte) {
+		// Long streams have several segments.
+		data = bytes.Repeat(data, 1+max(times, 0)%1000)
+		if len(data) > 3<<20 {
+			data = data[:3<<20]
+		}
+		for _, a := range []Algorithm{Gzip, Zstd} {
+			o := Options{Algorithm: a, Level: int(level) % 10, Workers: 2}
+			packed := pack(t, data, o)
+			if !bytes.Equal(unpack(t, packed), data) {
+				t.Errorf("%s: other bytes came back", a)
+			}
+		}
+	})
+}
+
+func FuzzCut(f *testing.F) {
+	f.Add(sample(3000, 1), uint64(1), 300)
+	f.Add([]byte{0}, uint64(2), 1000)
+	f.Fuzz(func(t *testing.T, data []byte, seed uint64, times int) {
+		data = bytes.Repeat(data, 1+max(times, 0)%2000)
+		if len(data) > 8<<20 {
+			data = data[:8<<20]
+		}
+		whole := cuts(data, func() int { return len(data) })
+		total := 0
+		for i, n := range whole {
+			total += n
+			if n > maxSegment || n < minSegment && i < len(whole)-1 {
+				t.Errorf("segment %d has %d bytes", i, n)
+			}
+		}
+		if total != len(data) {
+			t.Errorf("segments have %d bytes of %d", total, len(data))
+		}
+		rnd := rand.New(rand.NewPCG(seed, 1))
+		if got := cuts(data, func() int { return 1 + rnd.IntN(1<<rnd.IntN(20)) }); fmt.Sprint(got) != fmt.Sprint(whole) {
+			t.Errorf("in pieces: got %v, want %v", got, whole)
+		}
+	})
+}
+
+// corpus is what the benchmarks compress: the tar of a file tree if one is
+// named, so that figures can be compared with other tools'.
+func corpus(b *testing.B) []byte {
+	if name := os.Getenv("STRAKE_BENCH_CORPUS"); name != "" {
+		data, err := os.ReadFile(filepath.Clean(name))
+		if err != nil {
+			b.Fatal(err)
+		}
+		return data
+	}
+	return sample(64<<20, 10)
+}
+
+func BenchmarkWriter(b *testing.B) {
+	data := corpus(b)
+	for _, o := range []Options{{Level: 1}, {Level: 3}, {}, {Level: 6}, {Algorithm: Zstd, Level: 1}, {Algorithm: Zstd}} {
+		for _, state := range []string{"none", "cold", "warm"} {
+			b.Run(fmt.Sprintf("%s%d/%s", o.Algorithm, o.Level, state), func(b *testing.B) {
+				b.SetBytes(int64(len(data)))
+				o := o
+				dir := b.TempDir()
+				open := func() {
+					c, err := OpenSegments(dir)
+					if err != nil {
+						b.Fatal(err)
+					}
+					o.Segments = c
+				}
+				if state == "warm" {
+					open()
+					pack(b, data, o)
+				}
+				var n int
+				for b.Loop() {
+					if state == "cold" {
+						b.StopTimer()
+						os.RemoveAll(dir)
+						open()
+						b.StartTimer()
+					}
+					count := &counter{}
+					w, err := NewWriter(count, o)
+					if err != nil {
+						b.Fatal(err)
+					}
+					w.Write(data)
+					if err := w.Close(); err != nil {
+						b.Fatal(err)
+					}
+					n = count.n
+				}
+				b.ReportMetric(float64(n)/float64(len(data)), "ratio")
+			})
+		}
+	}
+	b.Run("stdlib6", func(b *testing.B) {
+		b.SetBytes(int64(len(data)))
+		for b.Loop() {
+			count := &counter{}
+			w := stdgzip.NewWriter(count)
+			w.Write(data)
+			w.Close()
+			b.ReportMetric(float64(count.n)/float64(len(data)), "ratio")
+		}
+	})
+}
+
+type counter struct{ n int }
+
+func (c *counter) Write(p []byte) (int, error) {
+	c.n += len(p)
+	return len(p), nil
+}
+
+func BenchmarkCut(b *testing.B) {
+	data := corpus(b)
+	b.SetBytes(int64(len(data)))
+	for b.Loop() {
+		cuts(data, func() int { return 128 << 10 })
+	}
+}
