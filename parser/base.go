@@ -176,8 +176,10 @@ func (s *stage) badBase(err error) error {
 	case near != "":
 		e.Err = fmt.Errorf("%s: no stage named %q, and as an image: %w", what, s.BaseName, err)
 		e.Hint = fmt.Sprintf("did you mean %q?", near)
-	case s.t.byName[strings.ToLower(s.BaseName)] != nil:
-		e.Hint = fmt.Sprintf("did you mean %q, which has to be a stage before this one?", strings.ToLower(s.BaseName))
+	case s.t.byName[s.BaseName] != nil:
+		e.Hint = fmt.Sprintf("stage %q comes after this one", s.BaseName)
+	case slices.Contains(stages, strings.ToLower(s.BaseName)):
+		e.Hint = fmt.Sprintf("did you mean %q?", strings.ToLower(s.BaseName))
 	default:
 		e.Hint = didYouMean(s.BaseName, commonImages)
 	}

@@ -106,18 +106,21 @@ type builder struct {
 	steps map[[sha256.Size]byte]*plan.Step // made so far, by what they are
 }
 
-// share returns the step made before that is equal to s, or s.
+// share returns the step made before that is equal to s, or s. An image or
+// directory that several stages use keeps the name that it got first.
 func (b *builder) share(s *plan.Step) *plan.Step {
 	h := sha256.New()
 	h.Write(plan.Canonical(s.Op))
-	fmt.Fprintf(h, "%q%v%v%v", s.Name, s.NoCache, s.Internal, s.Platform)
+	fmt.Fprintf(h, "%v%v%v", s.NoCache, s.Internal, s.Platform)
 	switch op := s.Op.(type) {
 	case *plan.Image:
 		fmt.Fprintf(h, "%q%q", op.Ref, op.Layout)
 	case *plan.Local:
 		fmt.Fprintf(h, "%q", op.Name)
 	case *plan.Exec:
-		fmt.Fprintf(h, "%q", op.BuildArgs)
+		fmt.Fprintf(h, "%q%q", s.Name, op.BuildArgs)
+	default:
+		fmt.Fprintf(h, "%q", s.Name)
 	}
 	for _, in := range s.Inputs {
 		fmt.Fprintf(h, "%p.%d", in.Step, in.Output)

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"unicode"
 
 	"github.com/agext/levenshtein"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
@@ -71,21 +72,33 @@ func (f *File) syntaxFault(err error) *plan.Error {
 	if errors.As(err, &located) && len(located.Locations) > 0 {
 		loc = located.Locations[0]
 	}
-	var unknown *instructions.UnknownInstructionError
 	message, hint := unwrapFault(err)
+	text := message.Error()
+	if misplaced.MatchString(text) && len(loc) == 1 {
+		loc = location{{Start: bparser.Position{Line: loc[0].Start.Line + 1}}}
+	}
+	if text == "no build stage in current context" {
+		message = errors.New("there is no FROM before this instruction")
+	}
 	e := f.fault(loc, message)
 	e.Hint = hint
+	var unknown *instructions.UnknownInstructionError
 	if errors.As(err, &unknown) {
 		return mark(e, unknown.Instruction)
 	}
-	if m := namedFlag.FindStringSubmatch(message.Error()); m != nil {
-		return mark(e, m[1])
+	for _, re := range []*regexp.Regexp{namedFlag, quotedWord} {
+		if m := re.FindStringSubmatch(text); m != nil {
+			return mark(e, m[1])
+		}
 	}
 	return e
 }
 
 var (
+	// misplaced are errors that the syntax packages give the line before for.
+	misplaced  = regexp.MustCompile(`^invalid escape token|parser directive can be used$`)
 	namedFlag  = regexp.MustCompile(`flag(?: specified)?:? (--[^\s,]+)`)
+	quotedWord = regexp.MustCompile(`["']([^"'$]{2,})["']`)
 	suggestion = regexp.MustCompile(`^(?s)(.*) \(did you mean ([^()]*)\?\)$`)
 )
 
@@ -106,13 +119,18 @@ func unwrapFault(err error) (message error, hint string) {
 	return err, ""
 }
 
-// shorten cuts text for a message.
+// shorten makes text fit the one line of a message.
 func shorten(s string) string {
 	const most = 300
-	if len(s) <= most {
-		return s
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}
-	return strings.ToValidUTF8(s[:most], "") + "…"
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, s)
 }
 
 // closest returns the option that word was probably meant to be; "" if there is
