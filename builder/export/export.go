@@ -1,60 +1,333 @@
 // Package export delivers what was built: to the image store, a registry, an
 // archive, a directory.
+//
+// An export packs what its output wants and no more: an image in the store is
+// hashed but not compressed, a directory neither. Nothing half-written is left
+// at the destination when an export fails or is canceled: files are written
+// under a temporary name and renamed, directories filled beside their place.
+//
+//	e := &export.Exporter{Packer: packer, Images: images, Layers: layers, Registry: client}
+//	response, err := e.Export(ctx, built, export.Output{Type: "oci", Dest: "app.tar"})
 package export
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/strake-build/strake/layers"
-	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/progress"
 	"github.com/strake-build/strake/registry"
+	"github.com/strake-build/strake/registry/transfer"
 )
 
-// Image is one built image.
+// Image is one image to be delivered.
 type Image struct {
 	Target  plan.Target
 	Tree    layers.Tree
 	Sources snapshot.Sources
 }
 
-// Output is one -o flag, parsed.
-type Output struct {
-	// Type is image, registry, oci, docker, local or tar.
-	Type string
-	// Dest is the file or directory; "-" is Stdout.
-	Dest string
-	// Names are the references to give the image.
-	Names []string
-	// Push: an image goes to the registry of each name, too.
-	Push bool
-	// Tar: oci and docker outputs are one tar file (the default) instead of
-	// a directory.
-	Tar         bool
-	Pack        image.PackOptions
-	Annotations map[string]string
-}
-
-// ParseOutput parses the value of an -o flag: a list of key=value pairs in CSV
-// form, or only a destination (a directory, or "-" for a tar on stdout).
-func ParseOutput(s string) (Output, error) { panic("unwritten") }
-
 // Exporter delivers images.
 type Exporter struct {
 	Packer   *image.Packer
 	Images   *image.Store
-	Blobs    *blob.Store
+	Layers   *snapshot.Store
 	Registry *registry.Client
+	// Stdout is what the destination "-" means.
+	Stdout   io.Writer
 	Progress progress.Func
 }
 
 // Export delivers images (one for each platform) to an output. The response
-// has the keys of buildx's --metadata-file: "containerimage.digest",
-// "containerimage.config.digest", "image.name", "containerimage.descriptor".
-// Nothing half-written is left at the destination when it fails.
-func (e *Exporter) Export(ctx context.Context, images []Image, o Output) (map[string]any, error) {
-	panic("unwritten")
+// has the keys of buildx's --metadata-file: "containerimage.digest" (of the
+// manifest or index, or of the configuration of an image that was only stored),
+// "containerimage.config.digest" (of a single image), "image.name" and
+// "containerimage.descriptor". Nothing half-written is left at the destination
+// when it fails.
+func (e *Exporter) Export(ctx context.Context, images []Image, o Output) (response map[string]any, err error) {
+	if err := o.check(len(images)); err != nil {
+		return nil, err
+	}
+	if o.RewriteTimes && o.Epoch == nil {
+		return nil, fmt.Errorf("-o type=%s: rewrite-timestamp needs SOURCE_DATE_EPOCH", o.Type)
+	}
+	x := &run{Exporter: e, o: o, images: images, created: layers.DefaultModTime}
+	if o.Epoch != nil {
+		x.created = *o.Epoch
+	}
+	if o.RewriteTimes {
+		x.o.Pack.ModTime, x.o.Pack.Clamp = *o.Epoch, true
+	}
+	x.id = "export " + o.Type + " " + o.Dest + " " + strings.Join(o.Names, ",")
+	x.event(progress.Event{Kind: progress.Start, Name: x.title()})
+	defer func() {
+		done := progress.Event{Kind: progress.Done}
+		if err != nil {
+			done.Error = err.Error()
+			if ctx.Err() != nil {
+				done.Error, err = "canceled", context.Cause(ctx)
+			}
+		}
+		x.event(done)
+	}()
+	switch o.Type {
+	case TypeImage, TypeRegistry:
+		return x.image(ctx)
+	case TypeOCI, TypeDocker:
+		return x.archive(ctx)
+	case TypeLocal:
+		return nil, x.local(ctx)
+	default:
+		return nil, x.tar(ctx)
+	}
+}
+
+// run is one Export.
+type run struct {
+	*Exporter
+	o       Output
+	images  []Image
+	created time.Time
+	id      string // of the vertex
+}
+
+func (x *run) title() string {
+	switch x.o.Type {
+	case TypeImage:
+		return "exporting to image"
+	case TypeRegistry:
+		return "exporting to registry"
+	case TypeOCI:
+		return "exporting to oci image format"
+	case TypeDocker:
+		return "exporting to docker image format"
+	case TypeTar:
+		return "exporting to client tarball"
+	}
+	return "exporting to client directory"
+}
+
+func (x *run) event(ev progress.Event) {
+	if x.Progress == nil || x.id == "" {
+		return
+	}
+	if ev.Time.IsZero() {
+		ev.Time = time.Now()
+	}
+	ev.Vertex = x.id
+	x.Progress(ev)
+}
+
+// status tells what is being done.
+func (x *run) status(format string, args ...any) {
+	x.event(progress.Event{Kind: progress.Status, Action: fmt.Sprintf(format, args...)})
+}
+
+// pack makes manifests of all images.
+func (x *run) pack(ctx context.Context) ([]*image.Packed, error) {
+	x.status("exporting layers")
+	packed := make([]*image.Packed, len(x.images))
+	for i, img := range x.images {
+		var err error
+		if packed[i], err = x.Packer.Build(ctx, img.Target.Image, img.Tree, x.o.Pack, x.created, x.o.Annotations, img.Sources); err != nil {
+			return nil, err
+		}
+		x.status("exporting manifest %s", packed[i].Desc.Digest)
+	}
+	return packed, nil
+}
+
+// bundle is what the outputs with manifests deliver: the image, or the index of
+// all.
+func (x *run) bundle(packed []*image.Packed) (image.Bundle, error) {
+	if len(packed) == 1 {
+		return image.Single(packed[0], x.o.Names...), nil
+	}
+	desc, raw, err := image.Index(packed, x.o.Pack.Docker, nil)
+	if err != nil {
+		return image.Bundle{}, err
+	}
+	x.status("exporting manifest list %s", desc.Digest)
+	return image.Bundle{Desc: desc, Raw: raw, Images: packed, Names: x.o.Names}, nil
+}
+
+// image stores the images, and pushes them where that is wanted.
+func (x *run) image(ctx context.Context) (map[string]any, error) {
+	push := x.o.Push || x.o.Type == TypeRegistry
+	var b image.Bundle
+	var configs [][]byte
+	if push {
+		packed, err := x.pack(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if b, err = x.bundle(packed); err != nil {
+			return nil, err
+		}
+		for _, p := range packed {
+			c, err := x.Packer.Blobs.Bytes(p.Config.Desc.Digest)
+			if err != nil {
+				return nil, err
+			}
+			configs = append(configs, c)
+		}
+	} else {
+		x.status("exporting layers")
+		for _, img := range x.images {
+			c, err := x.Packer.Config(ctx, img.Target.Image, img.Tree, x.o.Pack, x.created, img.Sources)
+			if err != nil {
+				return nil, err
+			}
+			configs = append(configs, c)
+		}
+	}
+	if err := x.store(configs); err != nil {
+		return nil, err
+	}
+	response := x.response(configs)
+	if push {
+		x.describe(response, b)
+		for _, name := range x.o.Names {
+			if err := x.push(ctx, name, b); err != nil {
+				return nil, err
+			}
+		}
+	}
+	return response, nil
+}
+
+// store puts images that were built into the image store.
+func (x *run) store(configs [][]byte) error {
+	var stored []image.Image
+	for i, img := range x.images {
+		id := digest.FromBytes(configs[i])
+		stored = append(stored, image.Image{ID: id, Platform: img.Target.Platform, Tree: img.Tree, Pack: x.o.Pack})
+		x.status("writing image %s", id)
+	}
+	if err := x.Images.Put(x.o.Names, stored, configs, ""); err != nil {
+		return err
+	}
+	for _, n := range x.o.Names {
+		x.status("naming to %s", n)
+	}
+	return nil
+}
+
+func (x *run) push(ctx context.Context, name string, b image.Bundle) error {
+	x.status("pushing manifest for %s", name)
+	if err := x.Registry.Push(ctx, name, transfer.Manifest(b), x.event); err != nil {
+		return err
+	}
+	repository, err := registry.Repository(name)
+	if err != nil {
+		return err
+	}
+	for _, img := range x.images {
+		if err := x.Packer.Pushed(img.Tree, repository); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// response are the keys that every image has. Without a manifest, the digest of
+// an image is that of its configuration, as in Docker.
+func (x *run) response(configs [][]byte) map[string]any {
+	r := map[string]any{}
+	if len(x.o.Names) > 0 {
+		r["image.name"] = strings.Join(x.o.Names, ",")
+	}
+	if len(configs) == 1 {
+		id := digest.FromBytes(configs[0]).String()
+		r["containerimage.config.digest"], r["containerimage.digest"] = id, id
+	}
+	return r
+}
+
+// describe adds the keys of what has a manifest.
+func (x *run) describe(r map[string]any, b image.Bundle) {
+	r["containerimage.digest"] = b.Desc.Digest.String()
+	r["containerimage.descriptor"] = b.Desc
+	if len(b.Images) == 1 {
+		r["containerimage.config.digest"] = b.Images[0].Config.Desc.Digest.String()
+	}
+	if len(b.Names) > 0 {
+		r["image.name"] = strings.Join(b.Names, ",")
+	}
+}
+
+// archive writes an OCI or Docker archive, or an OCI layout.
+func (x *run) archive(ctx context.Context) (map[string]any, error) {
+	packed, err := x.pack(ctx)
+	if err != nil {
+		return nil, err
+	}
+	b, err := x.bundle(packed)
+	if err != nil {
+		return nil, err
+	}
+	if err := x.deliver(ctx, []image.Bundle{b}); err != nil {
+		return nil, err
+	}
+	response := map[string]any{}
+	x.describe(response, b)
+	return response, nil
+}
+
+func (x *run) deliver(ctx context.Context, bundles []image.Bundle) error {
+	x.status("sending tarball")
+	switch {
+	case x.o.Type == TypeOCI && !x.o.Tar:
+		return image.WriteLayout(ctx, x.o.Dest, bundles)
+	case x.o.Type == TypeOCI:
+		return x.file(func(w io.Writer) error { return image.WriteOCI(ctx, w, bundles) })
+	case x.o.Tar:
+		return x.file(func(w io.Writer) error { return image.WriteDocker(ctx, w, bundles) })
+	}
+	return dir(x.o.Dest, func(root string) error {
+		r, w := io.Pipe()
+		go func() { w.CloseWithError(image.WriteDocker(ctx, w, bundles)) }()
+		err := layers.Apply(ctx, root, r, layers.ApplyOptions{})
+		r.CloseWithError(errors.New("not wanted any more")) // ends the writer
+		return err
+	})
+}
+
+// Save writes images of the store, under their names, as one archive: an output
+// of type oci or docker. They keep the manifests that they came with, if any.
+func (e *Exporter) Save(ctx context.Context, names []image.Name, src snapshot.Sources, o Output) error {
+	if err := o.check(1); err != nil {
+		return err
+	}
+	x := &run{Exporter: e, o: o}
+	var bundles []image.Bundle
+	for _, n := range names {
+		var packed []*image.Packed
+		for _, img := range n.Images {
+			p, err := e.Packer.Stored(ctx, img, src)
+			if err != nil {
+				return err
+			}
+			packed = append(packed, p)
+		}
+		x.o.Names = nil
+		if n.Ref != "" {
+			x.o.Names = []string{n.Ref}
+		}
+		b, err := x.bundle(packed)
+		if err != nil {
+			return err
+		}
+		bundles = append(bundles, b)
+	}
+	return x.deliver(ctx, bundles)
 }

@@ -1,0 +1,153 @@
+package export
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// tempPrefix begins the names of what is not finished yet.
+const tempPrefix = ".strake-tmp-"
+
+// file writes the destination file, or stdout, by fn.
+func (x *run) file(fn func(w io.Writer) error) (err error) {
+	if x.o.Dest == "-" {
+		return fn(x.Stdout)
+	}
+	dest := x.o.Dest
+	if fi, err := os.Stat(dest); err == nil {
+		switch {
+		case fi.IsDir():
+			return fmt.Errorf("%s is a directory; the output is a file", dest)
+		case !fi.Mode().IsRegular():
+			// A device or a named pipe is written to, not replaced.
+			f, err := os.OpenFile(dest, os.O_WRONLY, 0)
+			if err != nil {
+				return err
+			}
+			return errors.Join(fn(f), f.Close())
+		}
+		if dest, err = filepath.EvalSymlinks(dest); err != nil {
+			return err
+		}
+	}
+	if dir := filepath.Dir(dest); dir != "." {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return err
+		}
+	}
+	f, err := os.CreateTemp(filepath.Dir(dest), tempPrefix+"*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, f.Close(), os.Remove(f.Name()))
+		}
+	}()
+	if err := fn(f); err != nil {
+		return err
+	}
+	if err := f.Chmod(0o666 &^ umask()); err != nil {
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), dest)
+}
+
+// dir fills the directory dest: fn writes to an empty directory on the same
+// file system, whose contents are then moved to dest, over what is there.
+// Nothing outside of dest is touched, whatever symlinks it has below it.
+func dir(dest string, fn func(stage string) error) (err error) {
+	if err := os.MkdirAll(dest, 0o755); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dest)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	tmp, err := os.MkdirTemp(dest, tempPrefix+"*")
+	if err != nil {
+		return err
+	}
+	name := filepath.Base(tmp)
+	defer func() { err = errors.Join(err, removeAll(root, name)) }()
+	if err := fn(tmp); err != nil {
+		return err
+	}
+	return merge(root, name, ".")
+}
+
+// merge moves what is in the directory from to the directory to, both in root.
+// Directories are united; anything else replaces what has its name.
+func merge(root *os.Root, from, to string) error {
+	entries, err := fs.ReadDir(root.FS(), filepath.ToSlash(from))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		src, dst := filepath.Join(from, e.Name()), filepath.Join(to, e.Name())
+		old, err := root.Lstat(dst)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+		case err != nil:
+			return err
+		case e.IsDir() && old.IsDir():
+			info, err := e.Info()
+			if err != nil {
+				return err
+			}
+			if err := merge(root, src, dst); err != nil {
+				return err
+			}
+			if err := errors.Join(root.Chmod(dst, info.Mode()), root.Chtimes(dst, info.ModTime(), info.ModTime())); err != nil {
+				return err
+			}
+			continue
+		case e.IsDir() || old.IsDir():
+			if err := removeAll(root, dst); err != nil {
+				return err
+			}
+		}
+		if err := root.Rename(src, dst); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeAll removes a tree, directories that can't be written to among it.
+func removeAll(root *os.Root, name string) error {
+	if err := root.RemoveAll(name); err == nil || !errors.Is(err, fs.ErrPermission) {
+		return err
+	}
+	_ = fs.WalkDir(root.FS(), filepath.ToSlash(name), func(path string, d fs.DirEntry, err error) error {
+		if d != nil && d.IsDir() {
+			_ = root.Chmod(path, 0o700)
+		}
+		return nil
+	})
+	return root.RemoveAll(name)
+}
+
+// umask returns the process's file mode creation mask. It is read from /proc,
+// since umask(2) can only be asked by changing it.
+func umask() os.FileMode {
+	b, err := os.ReadFile("/proc/self/status")
+	if err == nil {
+		for line := range strings.Lines(string(b)) {
+			var m uint32
+			if n, _ := fmt.Sscanf(line, "Umask: %o", &m); n == 1 {
+				return os.FileMode(m) & 0o777
+			}
+		}
+	}
+	return 0o022
+}

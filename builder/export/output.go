@@ -1,0 +1,221 @@
+package export
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/tonistiigi/go-csvvalue"
+
+	"github.com/strake-build/strake/layers/compress"
+	"github.com/strake-build/strake/layers/image"
+	"github.com/strake-build/strake/registry"
+)
+
+// The types of outputs.
+const (
+	TypeImage    = "image"    // an image in the local store
+	TypeRegistry = "registry" // that, and pushed
+	TypeOCI      = "oci"      // an OCI layout, as a tar file or a directory
+	TypeDocker   = "docker"   // what docker load reads
+	TypeLocal    = "local"    // the files, in a directory
+	TypeTar      = "tar"      // the files, in a tar file
+)
+
+var types = []string{TypeImage, TypeRegistry, TypeOCI, TypeDocker, TypeLocal, TypeTar}
+
+// Output is one -o flag, parsed.
+type Output struct {
+	// Type is one of the constants above.
+	Type string
+	// Dest is the file or directory; "-" is Stdout.
+	Dest string
+	// Names are the references to give the image, normalised.
+	Names []string
+	// Push: an image goes to the registry of each name, too.
+	Push bool
+	// Tar: oci and docker outputs are one tar file (the default) instead of
+	// a directory.
+	Tar         bool
+	Pack        image.PackOptions
+	Annotations map[string]string
+	// Epoch is SOURCE_DATE_EPOCH: the time of creation. nil is
+	// layers.DefaultModTime.
+	Epoch *time.Time
+	// RewriteTimes: files of layers keep their times if they are before
+	// Epoch, and get Epoch if not.
+	RewriteTimes bool
+}
+
+// ParseOutput parses the value of an -o flag: a list of key=value pairs in CSV
+// form, or only a destination (a directory, or "-" for a tar on stdout).
+func ParseOutput(s string) (Output, error) {
+	o, err := parseOutput(s)
+	if err != nil {
+		return Output{}, fmt.Errorf("-o %s: %w", s, err)
+	}
+	return o, nil
+}
+
+func parseOutput(s string) (Output, error) {
+	fields, err := csvvalue.Fields(s, nil)
+	if err != nil {
+		return Output{}, err
+	}
+	if len(fields) == 0 || s == "" {
+		return Output{}, errors.New("nothing given: it is a directory, or type=image, registry, oci, docker, local or tar with options")
+	}
+	if len(fields) == 1 && fields[0] == s && !strings.HasPrefix(s, "type=") {
+		if s == "-" {
+			return Output{Type: TypeTar, Dest: s, Tar: true}, nil
+		}
+		return Output{Type: TypeLocal, Dest: s, Tar: true}, nil
+	}
+	o := Output{Tar: true}
+	seen := map[string]string{}
+	for _, f := range fields {
+		key, value, ok := strings.Cut(f, "=")
+		if !ok {
+			return Output{}, fmt.Errorf("%q is not of the form key=value", f)
+		}
+		key = strings.ToLower(strings.TrimSpace(key))
+		if _, again := seen[key]; again && key != "name" {
+			return Output{}, fmt.Errorf("%s is given twice", key)
+		}
+		seen[key] = value
+		if err := o.set(key, value); err != nil {
+			return Output{}, err
+		}
+	}
+	if o.Type == "" {
+		return Output{}, errors.New("type= is missing")
+	}
+	for key := range seen {
+		if !o.takes(key) {
+			return Output{}, fmt.Errorf("%s has no meaning for type=%s", key, o.Type)
+		}
+	}
+	return o, nil
+}
+
+func (o *Output) set(key, value string) (err error) {
+	flag := func(b *bool) {
+		if *b, err = strconv.ParseBool(value); err != nil {
+			err = fmt.Errorf("%s=%s: it is true or false", key, value)
+		}
+	}
+	switch key {
+	case "type":
+		if value == "cacheonly" {
+			return errors.New("cacheonly is not supported: leave -o and -t out, which stores the image without a name")
+		}
+		if !slices.Contains(types, value) {
+			return fmt.Errorf("type %q is not one of %s", value, strings.Join(types, ", "))
+		}
+		o.Type = value
+	case "dest":
+		if value == "" {
+			return errors.New("dest is empty")
+		}
+		o.Dest = value
+	case "name":
+		for _, n := range strings.Split(value, ",") {
+			ref, err := registry.Normalize(n)
+			if err != nil {
+				return err
+			}
+			o.Names = append(o.Names, ref)
+		}
+	case "push":
+		flag(&o.Push)
+	case "tar":
+		flag(&o.Tar)
+	case "compression":
+		o.Pack.Compression = compress.Algorithm(value)
+		switch o.Pack.Compression {
+		case compress.None, compress.Gzip, compress.Zstd:
+		default:
+			return fmt.Errorf("compression %q is not one of uncompressed, gzip, zstd", value)
+		}
+	case "compression-level":
+		if o.Pack.Level, err = strconv.Atoi(value); err != nil || o.Pack.Level < 0 {
+			return fmt.Errorf("%s=%s: it is a number", key, value)
+		}
+	case "force-compression":
+		flag(&o.Pack.Force)
+	case "oci-mediatypes":
+		var oci bool
+		flag(&oci)
+		o.Pack.Docker = !oci
+	case "rewrite-timestamp":
+		flag(&o.RewriteTimes)
+	default:
+		if k, ok := strings.CutPrefix(key, "annotation."); ok && k != "" {
+			if o.Annotations == nil {
+				o.Annotations = map[string]string{}
+			}
+			o.Annotations[k] = value
+			return nil
+		}
+		return fmt.Errorf("%s is not supported; supported are type, dest, name, push, tar, compression, compression-level, force-compression, oci-mediatypes, rewrite-timestamp and annotation.<key>", key)
+	}
+	return err
+}
+
+// takes reports whether a key means something for the output's type. Where
+// something could be asked for and not be done, it is an error.
+func (o *Output) takes(key string) bool {
+	switch o.Type {
+	case TypeLocal, TypeTar:
+		return key == "type" || key == "dest" || key == "rewrite-timestamp"
+	case TypeImage, TypeRegistry:
+		return key != "dest" && key != "tar"
+	}
+	return key != "push"
+}
+
+// check looks for what can't be delivered.
+func (o Output) check(images int) error {
+	fail := func(format string, args ...any) error {
+		return fmt.Errorf("-o type=%s: "+format, append([]any{o.Type}, args...)...)
+	}
+	switch o.Type {
+	case TypeImage, TypeRegistry:
+		if (o.Push || o.Type == TypeRegistry) && len(o.Names) == 0 {
+			return fail("a name is needed to push: give one with -t")
+		}
+	case TypeOCI, TypeDocker:
+		if o.Dest == "" {
+			return fail("dest= is missing: a file, or - for stdout")
+		}
+		if !o.Tar && o.Dest == "-" {
+			return fail("tar=false makes a directory: stdout can't be one")
+		}
+		if o.Type == TypeDocker && images > 1 {
+			return fail("docker archives can't hold images for several platforms: use type=oci")
+		}
+	case TypeLocal:
+		if o.Dest == "" {
+			return fail("dest= is missing: a directory")
+		}
+		if o.Dest == "-" {
+			return fail("stdout can't be a directory: use type=tar")
+		}
+	case TypeTar:
+		if o.Dest == "" {
+			return fail("dest= is missing: a file, or - for stdout")
+		}
+	default:
+		return fmt.Errorf("output type %q is not one of %s", o.Type, strings.Join(types, ", "))
+	}
+	if o.Pack.Docker && o.Pack.Compression == compress.Zstd {
+		return fail("Docker's media types know no zstd: leave oci-mediatypes=false out")
+	}
+	return nil
+}
+
+// ToStdout reports whether the output takes stdout.
+func (o Output) ToStdout() bool { return o.Dest == "-" }
