@@ -3,12 +3,17 @@
 // and resolves every path inside the trees it is given.
 //
 // Nothing is copied here. The result is a list of entries whose contents stay
-// where they are (see layers.Origin).
+// where they are (see layers.Origin); only what comes out of archives is
+// written, to a directory the caller gives.
 package file
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"io"
+	"path"
+	"strings"
 
 	"github.com/opencontainers/go-digest"
 
@@ -18,6 +23,11 @@ import (
 
 // Tree is a read-only file system: a *snapshot.View or a *source.Dir, whose
 // methods say more.
+//
+// A tree may also have these methods, which make big copies faster or more
+// exact: Preload(ctx, path) error reads the directories below path ahead;
+// Digests(ctx, paths) error hashes many files in parallel; HostPath(path)
+// (string, error) lets hard links be recognised.
 type Tree interface {
 	Lookup(path string) (layers.Entry, error)
 	ReadDir(path string) ([]layers.Entry, error)
@@ -32,43 +42,213 @@ type Input struct {
 	// or stage, not a directory of the user).
 	Owned bool
 	// Why explains to the user why a path is missing, such as by naming the
-	// ignore rule that dropped it; nil is allowed.
+	// ignore rule that dropped it; nil is allowed. The path is as Copy.Source
+	// or what a symlink there leads to, without a leading slash.
 	Why func(path string) string
 }
 
-// NeedsBase reports whether op's result depends on what is in the tree it
-// starts from, judging by op alone, so that an image that nobody has unpacked
-// need not be fetched. hints are absolute paths known to be directories in it
-// (working directories of its configuration and history), user the image's
-// user. docs/decisions/0001-lazy-base.md has the rules.
-func NeedsBase(op *plan.File, inputs []Input, user string, hints []string) (bool, error) {
-	panic("unwritten")
+func (in Input) tree() Tree {
+	if in.Tree == nil {
+		return empty{}
+	}
+	return in.Tree
 }
 
-// Digest is the digest of all that the Copy actions of op take from input i:
-// names, types, modes, links, attributes and contents, owners if the input is
-// Owned; never times. It is empty if op takes nothing from it.
-func Digest(ctx context.Context, op *plan.File, i int, in Input) (digest.Digest, error) {
-	panic("unwritten")
+// missing is the error for a source that is not there.
+func (in Input) missing(p string) error {
+	err := fmt.Errorf("%q: %w", "/"+strings.TrimPrefix(p, "/"), ErrNotFound)
+	if in.Why != nil {
+		if why := in.Why(clean(p)); why != "" {
+			err = fmt.Errorf("%w (%s)", err, why)
+		}
+	}
+	return err
 }
 
-// PathDigest is likewise the digest of the file or tree at path of in, as a
-// bind mount shows it, symlinks in path followed inside the tree.
-func PathDigest(ctx context.Context, in Input, path string) (digest.Digest, error) {
-	panic("unwritten")
-}
+// ErrNotFound: a source of a Copy, or the path of a Remove, is not there.
+var ErrNotFound = errors.New("not found")
 
-// Apply returns the entries of the layer that op makes, sorted by path, with
-// the directories that lead to them. base is the tree it starts from, nil if it
-// is empty or not needed (NeedsBase). inputs are indexed like the step's; [0]
-// is not used. stage returns an empty directory for contents that come out of
-// archives. All Regular entries have digests.
+// Apply returns the entries of the layer that op makes, in the order of
+// layers.ComparePaths, with the directories that lead to them. base is the tree
+// it starts from, nil if it is empty or not needed (NeedsBase). inputs are
+// indexed like the step's; [0] is not used. stage returns an empty directory
+// for contents that come out of archives. All Regular entries have digests.
+//
+// Entries have layers.DefaultModTime, but files from an Owned input have no
+// time, so that they can be linked out of the layer they are in.
 func Apply(ctx context.Context, op *plan.File, base Tree, inputs []Input, stage func() (string, error)) ([]layers.Entry, error) {
-	panic("unwritten")
+	a := &applier{ctx: ctx, tree: newOverlay(base), base: base, inputs: inputs, stage: stager{dir: stage}}
+	for _, action := range op.Actions {
+		if ctx.Err() != nil {
+			return nil, context.Cause(ctx)
+		}
+		if err := a.apply(action); err != nil {
+			return nil, err
+		}
+	}
+	entries := a.tree.entries()
+	if err := a.digests(entries); err != nil {
+		return nil, err
+	}
+	return entries, nil
 }
 
-// User resolves user[:group], as USER and --chown take it, in a tree (nil: only
-// numbers can be resolved).
-func User(tree Tree, user string) (uid, gid int, groups []int, home string, err error) {
-	panic("unwritten")
+// applier is a run of Apply.
+type applier struct {
+	ctx    context.Context
+	tree   *overlay
+	base   Tree
+	inputs []Input
+	stage  stager
+}
+
+func (a *applier) apply(action plan.Action) error {
+	switch action := action.(type) {
+	case *plan.Copy:
+		return a.copy(action)
+	case *plan.Mkdir:
+		return a.mkdir(action)
+	case *plan.Mkfile:
+		return a.mkfile(action)
+	case *plan.Symlink:
+		return a.symlink(action)
+	case *plan.Remove:
+		return a.remove(action)
+	}
+	return fmt.Errorf("unknown file action %T", action)
+}
+
+func (a *applier) mkdir(m *plan.Mkdir) error {
+	own, err := resolveOwner(a.ctx, a.base, m.Owner)
+	if err != nil {
+		return err
+	}
+	p, err := a.tree.resolve(m.Path)
+	if err != nil {
+		return err
+	}
+	attr := dirAttr(m.Mode&0o777, own)
+	if m.Parents {
+		return a.tree.mkdirAll(p, attr)
+	}
+	n, err := a.tree.lookup(p)
+	if err != nil || n != nil {
+		return err // one that is there is left alone, as BuildKit does
+	}
+	return a.create(p, attr)
+}
+
+func (a *applier) mkfile(m *plan.Mkfile) error {
+	own, err := resolveOwner(a.ctx, a.base, m.Owner)
+	if err != nil {
+		return err
+	}
+	p, err := a.tree.resolve(m.Path)
+	if err != nil {
+		return err
+	}
+	n, err := a.tree.lookup(p)
+	if err != nil {
+		return err
+	}
+	if n != nil && n.entry.Type == layers.Dir {
+		return fmt.Errorf("cannot make the file %s: it is a directory", abs(p))
+	}
+	return a.create(p, layers.Entry{
+		Type: layers.Regular, Mode: m.Mode & 0o777, UID: own.uid, GID: own.gid, Size: int64(len(m.Data)),
+		Data: m.Data, Inline: true, Digest: digest.FromBytes(m.Data), ModTime: layers.DefaultModTime,
+	})
+}
+
+func (a *applier) symlink(s *plan.Symlink) error {
+	own, err := resolveOwner(a.ctx, a.base, s.Owner)
+	if err != nil {
+		return err
+	}
+	p, err := a.tree.resolve(s.Path)
+	if err != nil {
+		return err
+	}
+	n, err := a.tree.lookup(p)
+	if err != nil {
+		return err
+	}
+	if n != nil {
+		return fmt.Errorf("cannot make the symlink %s: it exists", abs(p))
+	}
+	return a.create(p, layers.Entry{Type: layers.Symlink, Mode: 0o777, UID: own.uid, GID: own.gid, Link: s.Target, ModTime: layers.DefaultModTime})
+}
+
+// create puts an entry into a directory that must exist.
+func (a *applier) create(p string, e layers.Entry) error {
+	dir, err := a.tree.lookup(path.Dir(p))
+	if err != nil {
+		return err
+	}
+	if dir == nil {
+		return fmt.Errorf("%s: there is no directory %s", abs(p), abs(path.Dir(p)))
+	}
+	return a.tree.set(p, e)
+}
+
+func (a *applier) remove(r *plan.Remove) error {
+	paths := []string{clean(r.Path)}
+	if r.Wildcard {
+		prefix, pattern := splitPattern(r.Path)
+		if pattern != "" {
+			dir, _, err := resolve(a.tree, "", prefix, true)
+			if err != nil {
+				return err
+			}
+			if paths, err = glob(a.ctx, a.tree, dir, pattern); err != nil {
+				return err
+			}
+		}
+	}
+	for _, p := range paths {
+		if p == "." {
+			return errors.New("cannot remove the root directory")
+		}
+		dir, err := a.tree.resolve(path.Dir(p))
+		if err != nil {
+			return err
+		}
+		p = join(dir, path.Base(p))
+		n, err := a.tree.lookup(p)
+		if err != nil {
+			return err
+		}
+		if n == nil {
+			if !r.AllowMissing {
+				return fmt.Errorf("%q: %w", abs(p), ErrNotFound)
+			}
+			continue
+		}
+		a.tree.remove(p)
+	}
+	return nil
+}
+
+// abs is a path as people write it.
+func abs(p string) string {
+	if p == "." {
+		return "/"
+	}
+	return "/" + p
+}
+
+// clean is a path as trees want it: relative to the root and without "..".
+func clean(p string) string {
+	p = path.Clean("/" + p)[1:]
+	if p == "" {
+		return "."
+	}
+	return p
+}
+
+func join(dir, name string) string {
+	if dir == "." || dir == "" {
+		return name
+	}
+	return dir + "/" + name
 }

@@ -1,0 +1,173 @@
+package file
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"hash"
+
+	"github.com/opencontainers/go-digest"
+
+	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/plan"
+)
+
+// Digest is the digest of all that the Copy actions of op take from input i:
+// names, types, modes, links, attributes and contents, owners if the input is
+// Owned; never times. It is empty if op takes nothing from it. A source that is
+// missing is an error (ErrNotFound), as it is for Apply.
+func Digest(ctx context.Context, op *plan.File, i int, in Input) (digest.Digest, error) {
+	h := newHasher(in)
+	some := false
+	for n, action := range op.Actions {
+		c, ok := action.(*plan.Copy)
+		if !ok || c.Input != i {
+			continue
+		}
+		some = true
+		h.number(uint64(n))
+		matches, err := find(ctx, in, c)
+		if err != nil {
+			return "", err
+		}
+		h.number(uint64(len(matches)))
+		for _, m := range matches {
+			h.text(m.name)
+			items, err := list(ctx, in, c, m)
+			if err != nil {
+				return "", err
+			}
+			// A directory whose contents are taken gives them only.
+			if err := h.items(ctx, items, c.ContentsOnly); err != nil {
+				return "", err
+			}
+		}
+	}
+	if !some {
+		return "", nil
+	}
+	return h.digest(), nil
+}
+
+// PathDigest is likewise the digest of the file or tree at path of in, as a
+// bind mount shows it, symlinks in path followed inside the tree.
+func PathDigest(ctx context.Context, in Input, path string) (digest.Digest, error) {
+	matches, err := find(ctx, in, &plan.Copy{Source: path, FollowLinks: true})
+	if err != nil {
+		return "", err
+	}
+	h := newHasher(in)
+	items, err := list(ctx, in, &plan.Copy{}, matches[0])
+	if err != nil {
+		return "", err
+	}
+	if err := h.items(ctx, items, false); err != nil {
+		return "", err
+	}
+	return h.digest(), nil
+}
+
+// hasher writes what is to be hashed in a form that can be read in one way
+// only: numbers have a fixed width, texts their length before them.
+type hasher struct {
+	in  Input
+	h   hash.Hash
+	buf []byte
+}
+
+func newHasher(in Input) *hasher {
+	return &hasher{in: in, h: sha256.New(), buf: make([]byte, 0, 64<<10)}
+}
+
+func (h *hasher) number(n uint64) {
+	h.buf = binary.LittleEndian.AppendUint64(h.buf, n)
+}
+
+func (h *hasher) text(s string) {
+	h.number(uint64(len(s)))
+	h.buf = append(h.buf, s...)
+	if len(h.buf) > 32<<10 {
+		h.flush()
+	}
+}
+
+func (h *hasher) flush() {
+	h.h.Write(h.buf)
+	h.buf = h.buf[:0]
+}
+
+func (h *hasher) digest() digest.Digest {
+	h.flush()
+	return digest.NewDigest(digest.SHA256, h.h)
+}
+
+func (h *hasher) items(ctx context.Context, items []item, contentsOnly bool) error {
+	var files []int
+	for i := range items {
+		e := &items[i].entry
+		switch {
+		case e.Type != layers.Regular:
+		case e.Inline || e.Size == 0:
+			e.Digest = digest.FromBytes(e.Data)
+		case e.Digest == "":
+			files = append(files, i)
+		}
+	}
+	err := digestAll(ctx, h.in.tree(), len(files),
+		func(i int) string { return items[files[i]].entry.Path },
+		func(i int, d digest.Digest) { items[files[i]].entry.Digest = d })
+	if err != nil {
+		return err
+	}
+	// Other names count only if they are taken, too: layers share files with
+	// each other that have one name in the tree.
+	names := map[linkID]int{}
+	for i := range items {
+		if id := items[i].link; id != (linkID{}) {
+			names[id]++
+		}
+	}
+	links := map[linkID]uint64{}
+	h.number(uint64(len(items)))
+	for i := range items {
+		it := &items[i]
+		e := &it.entry
+		h.text(it.rel)
+		h.number(uint64(e.Type))
+		if contentsOnly && it.rel == "." && e.Type == layers.Dir {
+			continue
+		}
+		flags := uint64(0)
+		if it.parent {
+			flags = 1
+		}
+		h.number(uint64(e.Mode) | flags<<32)
+		if h.in.Owned {
+			h.number(uint64(e.UID))
+			h.number(uint64(e.GID))
+		}
+		switch e.Type {
+		case layers.Regular:
+			h.text(string(e.Digest))
+			n := uint64(0)
+			if names[it.link] > 1 {
+				if n = links[it.link]; n == 0 {
+					n = uint64(len(links)) + 1
+					links[it.link] = n
+				}
+			}
+			h.number(n)
+		case layers.Symlink:
+			h.text(e.Link)
+		case layers.Char, layers.Block:
+			h.number(uint64(e.Major))
+			h.number(uint64(e.Minor))
+		}
+		h.number(uint64(len(e.Xattrs)))
+		for _, k := range sortedKeys(e.Xattrs) {
+			h.text(k)
+			h.text(e.Xattrs[k])
+		}
+	}
+	return nil
+}
