@@ -64,7 +64,7 @@ type Options struct {
 	Segments *SegmentCache
 }
 
-// The default of gzip is about as small as gzip -6 (2 % larger on a Debian
+// The default of gzip is about as small as gzip -6 (3 % larger on a Debian
 // root) at four times its speed on one processor.
 const (
 	defaultGzip = 5

@@ -37,21 +37,17 @@ type cutter struct {
 // next returns how many bytes of p belong to the segment, and whether it ends
 // there.
 func (c *cutter) next(p []byte) (n int, cut bool) {
-	i := 0
-	if start := minSegment - window; c.n < start {
-		i = min(start-c.n, len(p))
-	}
 	end := min(len(p), maxSegment-c.n)
+	skip := min(max(0, minSegment-window-c.n), end)
+	fill := min(max(skip, minSegment-c.n), end) // up to here the hash only fills
 	h := c.hash
-	// Up to minSegment the hash only fills.
-	for fill := min(end, max(i, minSegment-c.n)); i < fill; i++ {
-		h = h<<1 + gear[p[i]]
+	for _, b := range p[skip:fill] {
+		h = h<<1 + gear[b]
 	}
-	for ; i < end; i++ {
-		h = h<<1 + gear[p[i]]
-		if h>>(64-cutBits) == 0 {
+	for i, b := range p[fill:end] {
+		if h = h<<1 + gear[b]; h < 1<<(64-cutBits) {
 			*c = cutter{}
-			return i + 1, true
+			return fill + i + 1, true
 		}
 	}
 	if c.n+end == maxSegment {
