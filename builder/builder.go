@@ -1,21 +1,23 @@
 // Package builder runs plans.
 //
-// Every step has one key, made of its op and the identities of its inputs. The
-// builder looks the target up first and asks for inputs only on a miss, runs
-// what is missing in parallel, each step once however many want it, and records
-// results in the cache.
+// Every step has one key, made of its op and the identities of its inputs (see
+// key.go). The builder looks the target up first and asks for inputs only on a
+// miss, runs what is missing in parallel, each step once however many want it,
+// and records results in the cache.
+//
+// A Builder works on one store, which other processes use at the same time:
+// before a step runs, its key is locked between processes and looked up again.
 package builder
 
 import (
 	"context"
-
-	"github.com/opencontainers/go-digest"
-	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"sync"
 
 	"github.com/strake-build/strake/builder/sandbox"
 	"github.com/strake-build/strake/builder/sandbox/network"
 	"github.com/strake-build/strake/builder/source"
 	"github.com/strake-build/strake/cache"
+	"github.com/strake-build/strake/internal/flight"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/layers/image"
@@ -26,7 +28,8 @@ import (
 	"github.com/strake-build/strake/state"
 )
 
-// Builder runs plans on one store. Several builds may run at once.
+// Builder runs plans on one store. Several builds may run at once. The exported
+// fields are set before its first use and not changed after.
 type Builder struct {
 	Root     *state.Root
 	Layers   *snapshot.Store
@@ -38,10 +41,17 @@ type Builder struct {
 	Registry *registry.Client
 	// Images is where base images are looked for before the registry.
 	Images *image.Store
-	// Slots is how many steps run at once; 0 is GOMAXPROCS.
+	// Slots is how many steps run at once. 0 is 16 and two more for each
+	// processor: steps wait for networks and disks as well.
 	Slots int
 	// Rootless tells that sandboxes start in a user namespace.
 	Rootless bool
+
+	flights flight.Group[cache.Record]
+
+	mu    sync.Mutex
+	slots chan struct{}
+	bases map[baseKey]*base // resolved images
 }
 
 // Request is one build.
@@ -78,36 +88,18 @@ type Result struct {
 	Sources snapshot.Sources
 }
 
-// StepError is the failure of a step.
-type StepError struct {
-	Step *plan.Step
-	// Exit is the exit code of the process of an Exec; 0 if it is not that
-	// which failed.
-	Exit int
-	// Log is the end of the step's output.
-	Log []byte
-	Err error
-}
-
-// Error names the step's command and what happened.
-func (e *StepError) Error() string { panic("unwritten") }
-
-// Unwrap returns Err.
-func (e *StepError) Unwrap() error { return e.Err }
-
-// Build runs the plan and returns a result for each of its targets. The error
-// is a *StepError where a step failed; if ctx ended, it is the context's cause.
-func (b *Builder) Build(ctx context.Context, r Request) ([]Result, error) { panic("unwritten") }
-
-// Base is what an image reference turned out to be.
-type Base struct {
-	Ref    string        // normalised
-	Digest digest.Digest // of the manifest; of the configuration for an image of the local store
-	Config []byte        // image configuration
-}
-
-// Resolve looks an image up, in the local store unless pull is set, else in its
-// registry. Image ops with the digest it returned can be built.
-func (b *Builder) Resolve(ctx context.Context, ref string, platform ocispec.Platform, pull bool) (Base, error) {
-	panic("unwritten")
+// slot waits for a place to run in, and returns what gives it back.
+func (b *Builder) slot(ctx context.Context) (release func(), err error) {
+	b.mu.Lock()
+	if b.slots == nil {
+		b.slots = make(chan struct{}, b.slotCount())
+	}
+	slots := b.slots
+	b.mu.Unlock()
+	select {
+	case slots <- struct{}{}:
+		return func() { <-slots }, nil
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 }

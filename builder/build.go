@@ -1,0 +1,344 @@
+package builder
+
+import (
+	"context"
+	"fmt"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/strake-build/strake/cache"
+	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/layers/snapshot"
+	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/progress"
+)
+
+func (b *Builder) slotCount() int {
+	if b.Slots > 0 {
+		return b.Slots
+	}
+	return 16 + 2*runtime.GOMAXPROCS(0)
+}
+
+// Build runs the plan and returns a result for each of its targets. The error
+// is a *StepError where a step failed; if ctx ended, it is the context's cause.
+func (b *Builder) Build(ctx context.Context, r Request) ([]Result, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	if r.Progress == nil {
+		r.Progress = progress.Discard
+	}
+	bd := &build{
+		b: b, r: r, cancel: cancel,
+		vertices: map[*plan.Step]*vertex{},
+		fresh:    map[cache.Key]cache.Record{},
+		bindings: map[layers.ID]*vertex{},
+		pulls:    map[layers.ID]*vertex{},
+	}
+	for _, t := range r.Build.Targets {
+		if t.Step != nil {
+			bd.add(t.Step)
+		}
+	}
+
+	results := make([]Result, len(r.Build.Targets))
+	g, gctx := errgroup.WithContext(ctx)
+	for i, t := range r.Build.Targets {
+		g.Go(func() error {
+			results[i] = Result{Target: t, Sources: bd.sources()}
+			if t.Step == nil {
+				return nil
+			}
+			tree, err := bd.tree(gctx, bd.vertices[t.Step], 0)
+			if err != nil {
+				cancel(err)
+				return err
+			}
+			results[i].Tree = tree
+			bd.reportCached(bd.vertices[t.Step])
+			return nil
+		})
+	}
+	if err := g.Wait(); err != nil {
+		// The first failure is the cause; what others say is its echo.
+		if cause := context.Cause(ctx); cause != nil {
+			return nil, cause
+		}
+		return nil, err
+	}
+	return results, nil
+}
+
+// build is one run of Build.
+type build struct {
+	b        *Builder
+	r        Request
+	cancel   context.CancelCauseFunc
+	vertices map[*plan.Step]*vertex
+	order    []*vertex
+
+	mu       sync.Mutex
+	fresh    map[cache.Key]cache.Record // made by this build
+	bindings map[layers.ID]*vertex      // recipe layers of this build's steps
+	pulls    map[layers.ID]*vertex      // layers of base images
+}
+
+// vertex is a step in this build.
+type vertex struct {
+	step   *plan.Step
+	id     string // in progress events
+	inputs []*vertex
+
+	noCache bool // pass over stored results: the step says so, or an input that counts as a whole does
+
+	ids    future[[]string] // identities of inputs
+	key    future[cache.Key]
+	result future[cache.Record]
+	base   future[*baseTree] // of an Image
+	fetch  future[*fetched]  // of HTTP and Git
+	whole  *vertex           // of a Local: see copyAll
+
+	mu       sync.Mutex
+	reported bool // Cached or Start was sent
+	open     bool // Start was sent for a download
+}
+
+func newVertex(s *plan.Step, id string, inputs []*vertex) *vertex {
+	return &vertex{
+		step: s, id: id, inputs: inputs,
+		ids:    newFuture[[]string](),
+		key:    newFuture[cache.Key](),
+		result: newFuture[cache.Record](),
+		base:   newFuture[*baseTree](),
+		fetch:  newFuture[*fetched](),
+	}
+}
+
+// add makes vertices of a step and what it needs, inputs first.
+func (bd *build) add(s *plan.Step) *vertex {
+	if v, ok := bd.vertices[s]; ok {
+		return v
+	}
+	v := newVertex(s, "", nil)
+	v.noCache = s.NoCache || bd.r.NoCache
+	for i, in := range s.Inputs {
+		var iv *vertex
+		if in.Step != nil {
+			iv = bd.add(in.Step)
+			if iv.noCache && wholeInput(s.Op, i) {
+				v.noCache = true
+			}
+		}
+		v.inputs = append(v.inputs, iv)
+	}
+	v.id = fmt.Sprintf("v%d", len(bd.order))
+	bd.vertices[s] = v
+	bd.order = append(bd.order, v)
+	return v
+}
+
+// tree returns a result of a vertex as a tree.
+func (bd *build) tree(ctx context.Context, v *vertex, output int) (layers.Tree, error) {
+	switch v.step.Op.(type) {
+	case *plan.Image:
+		bt, err := bd.baseTree(ctx, v)
+		if err != nil {
+			return nil, err
+		}
+		return bt.tree, nil
+	case *plan.Local:
+		return bd.localTree(ctx, v)
+	}
+	rec, err := bd.record(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	if output >= len(rec.Outputs) {
+		return nil, fmt.Errorf("%s: no result %d", v.step.Name, output)
+	}
+	return rec.Outputs[output], nil
+}
+
+// inputTree is tree for input i of v, and the empty tree for scratch.
+func (bd *build) inputTree(ctx context.Context, v *vertex, i int) (layers.Tree, error) {
+	if i < 0 || i >= len(v.inputs) || v.inputs[i] == nil {
+		return nil, nil
+	}
+	return bd.tree(ctx, v.inputs[i], v.step.Inputs[i].Output)
+}
+
+// record finds or makes the result of a step: looked up first, and only on a
+// miss are its inputs asked for.
+func (bd *build) record(ctx context.Context, v *vertex) (cache.Record, error) {
+	return v.result.get(func() (cache.Record, error) {
+		rec, err := bd.find(ctx, v)
+		if err != nil {
+			// The cause of the end of a build is one of its failures.
+			bd.cancel(err)
+		}
+		return rec, err
+	})
+}
+
+func (bd *build) find(ctx context.Context, v *vertex) (cache.Record, error) {
+	key, err := bd.key(ctx, v)
+	if err != nil {
+		return cache.Record{}, err
+	}
+	if rec, ok := bd.lookup(v, key); ok {
+		bd.cached(v)
+		return rec, nil
+	}
+	// Inputs are made outside of the flight: one that waited for another
+	// step could be waiting for itself.
+	g, gctx := errgroup.WithContext(ctx)
+	for i, in := range v.inputs {
+		if in == nil {
+			continue
+		}
+		if _, ok := in.step.Op.(*plan.Local); ok {
+			continue // opened already
+		}
+		g.Go(func() error {
+			_, err := bd.inputTree(gctx, v, i)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return cache.Record{}, err
+	}
+	ran := false
+	rec, err := bd.b.flights.Do(ctx, string(key), func(ctx context.Context) (cache.Record, error) {
+		unlock, err := bd.b.Cache.Lock(ctx, key)
+		if err != nil {
+			return cache.Record{}, err
+		}
+		defer unlock()
+		if rec, ok := bd.lookup(v, key); ok {
+			return rec, nil
+		}
+		ran = true
+		return bd.run(ctx, v, key)
+	})
+	if err != nil {
+		return cache.Record{}, err
+	}
+	if !ran {
+		bd.cached(v)
+	}
+	bd.mu.Lock()
+	bd.fresh[key] = rec
+	bd.mu.Unlock()
+	return rec, nil
+}
+
+// lookup returns the stored result of a key, if all its layers are there, or
+// can be made.
+func (bd *build) lookup(v *vertex, key cache.Key) (cache.Record, bool) {
+	bd.mu.Lock()
+	rec, ok := bd.fresh[key]
+	bd.mu.Unlock()
+	if ok {
+		return rec, true
+	}
+	if v.noCache {
+		return cache.Record{}, false
+	}
+	rec, ok = bd.b.Cache.Get(key)
+	if !ok {
+		return cache.Record{}, false
+	}
+	for _, t := range rec.Outputs {
+		if ok, err := bd.b.Layers.Lease(t); err != nil || !ok {
+			return cache.Record{}, false
+		}
+	}
+	return rec, bd.available(v, rec)
+}
+
+// run makes the result of a step and records it.
+func (bd *build) run(ctx context.Context, v *vertex, key cache.Key) (_ cache.Record, err error) {
+	start := time.Now()
+	var outputs []layers.Tree
+	switch op := v.step.Op.(type) {
+	case *plan.Exec:
+		outputs, err = bd.exec(ctx, v, op)
+	case *plan.File:
+		outputs, err = bd.file(ctx, v, op)
+	case *plan.Merge:
+		outputs, err = bd.merge(ctx, v)
+	case *plan.Diff:
+		outputs, err = bd.diff(ctx, v)
+	case *plan.HTTP:
+		outputs, err = bd.http(ctx, v, op)
+	case *plan.Git:
+		outputs, err = bd.git(ctx, v, op)
+	default:
+		err = fmt.Errorf("%T steps are not run", op)
+	}
+	if err != nil {
+		return cache.Record{}, err
+	}
+	rec := cache.Record{Key: key, Outputs: outputs, Made: start.UTC(), Used: start.UTC(), Took: time.Since(start), Why: bd.why(ctx, v)}
+	if err := bd.b.Cache.Put(rec); err != nil {
+		return cache.Record{}, err
+	}
+	return rec, nil
+}
+
+func (bd *build) merge(ctx context.Context, v *vertex) ([]layers.Tree, error) {
+	var merged layers.Tree
+	for i := range v.inputs {
+		t, err := bd.inputTree(ctx, v, i)
+		if err != nil {
+			return nil, err
+		}
+		merged = append(merged, t...)
+	}
+	return []layers.Tree{merged}, nil
+}
+
+// diff is a sublist where the upper tree is built on the lower one.
+func (bd *build) diff(ctx context.Context, v *vertex) ([]layers.Tree, error) {
+	lower, err := bd.inputTree(ctx, v, 0)
+	if err != nil {
+		return nil, err
+	}
+	upper, err := bd.inputTree(ctx, v, 1)
+	if err != nil {
+		return nil, err
+	}
+	if len(lower) > len(upper) {
+		return nil, fmt.Errorf("diff of trees that are not built on one another is not supported")
+	}
+	for i := range lower {
+		if lower[i] != upper[i] {
+			return nil, fmt.Errorf("diff of trees that are not built on one another is not supported")
+		}
+	}
+	return []layers.Tree{upper[len(lower):]}, nil
+}
+
+// future is a value that is computed once, by whoever asks first.
+type future[T any] struct{ f *futureState[T] }
+
+type futureState[T any] struct {
+	once sync.Once
+	val  T
+	err  error
+}
+
+// newFuture returns a future that nobody has asked for.
+func newFuture[T any]() future[T] { return future[T]{f: new(futureState[T])} }
+
+func (f future[T]) get(fn func() (T, error)) (T, error) {
+	f.f.once.Do(func() { f.f.val, f.f.err = fn() })
+	return f.f.val, f.f.err
+}
+
+func (bd *build) sources() snapshot.Sources {
+	return snapshot.Sources{Blob: bd.openBlob, File: bd.openFile}
+}

@@ -1,0 +1,212 @@
+package builder
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/strake-build/strake/builder/sandbox"
+	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/state"
+)
+
+// mount adds mount i of the op to the sandbox.
+func (e *execution) mount(ctx context.Context, i int, m plan.Mount) error {
+	switch m.Type {
+	case plan.MountBind:
+		e.stub(m.Target)
+		return e.bind(ctx, i, m)
+	case plan.MountTmpfs:
+		e.stub(m.Target)
+		opts := []string{"nosuid", "nodev"}
+		if m.Size > 0 {
+			opts = append(opts, fmt.Sprintf("size=%d", m.Size))
+		}
+		e.config.Mounts = append(e.config.Mounts, specs.Mount{Type: "tmpfs", Source: "tmpfs", Destination: m.Target, Options: opts})
+		return nil
+	case plan.MountCache:
+		e.stub(m.Target)
+		dir, err := e.cacheDir(ctx, m)
+		if err != nil {
+			return err
+		}
+		e.config.Mounts = append(e.config.Mounts, bindMount(dir, m.Target, m.Readonly))
+		return nil
+	case plan.MountSecret:
+		return e.secret(ctx, m)
+	case plan.MountSSH:
+		return e.ssh(m)
+	}
+	return fmt.Errorf("unknown type %q", m.Type)
+}
+
+func bindMount(source, target string, readonly bool) specs.Mount {
+	mode := "rw"
+	if readonly {
+		mode = "ro"
+	}
+	return specs.Mount{Type: "bind", Source: source, Destination: target, Options: []string{"rbind", mode}}
+}
+
+// bind shows a part of another tree. What is written to it is forgotten, unless
+// it is an output.
+func (e *execution) bind(ctx context.Context, i int, m plan.Mount) error {
+	tm := sandbox.TreeMount{Source: m.Source, Target: m.Target, Readonly: m.Readonly}
+	if m.Readonly && m.Output <= 0 {
+		if len(e.input(m)) == 0 {
+			dir, err := e.bd.b.Root.TempDir("empty-")
+			if err != nil {
+				return err
+			}
+			e.cleanup = append(e.cleanup, func() error { return os.Remove(dir) })
+			tm.Root.Bind = dir
+		} else {
+			lower, err := e.bd.b.Layers.Ensure(ctx, e.input(m), e.bd.sources())
+			if err != nil {
+				return err
+			}
+			tm.Root = sandbox.Root{Lower: lower, UserXattr: e.process.Root.UserXattr}
+		}
+	} else {
+		active, err := e.bd.b.Layers.Prepare(ctx, e.input(m), e.bd.sources())
+		if err != nil {
+			return err
+		}
+		e.cleanup = append(e.cleanup, active.Discard)
+		e.actives[i] = active
+		tm.Root = sandboxRoot(active.Mount)
+	}
+	e.process.Trees = append(e.process.Trees, tm)
+	return nil
+}
+
+func (e *execution) secret(ctx context.Context, m plan.Mount) error {
+	if e.bd.r.Secret == nil {
+		if m.Required {
+			return fmt.Errorf("secret %s: not found (give it by --secret id=%s,…)", m.ID, m.ID)
+		}
+		return nil
+	}
+	data, err := e.bd.r.Secret(ctx, m.ID)
+	if err != nil {
+		if !m.Required && errors.Is(err, os.ErrNotExist) {
+			return nil
+		}
+		return fmt.Errorf("secret %s: %w", m.ID, err)
+	}
+	if m.Env != "" {
+		e.config.Env = append(e.config.Env, m.Env+"="+string(data))
+	}
+	if m.Target != "" {
+		e.addFile(sandbox.File{Path: m.Target, Data: data, Mode: m.Mode, UID: m.UID, GID: m.GID})
+	}
+	return nil
+}
+
+func (e *execution) ssh(m plan.Mount) error {
+	if e.bd.r.SSH == nil {
+		if m.Required {
+			return fmt.Errorf("ssh %s: no agent was given (give it by --ssh %s)", m.ID, m.ID)
+		}
+		return nil
+	}
+	socket, err := e.bd.r.SSH(m.ID)
+	if err != nil {
+		if !m.Required {
+			return nil
+		}
+		return err
+	}
+	e.stub(m.Target)
+	e.config.Mounts = append(e.config.Mounts, bindMount(socket, m.Target, false))
+	e.config.Env = append(e.config.Env, "SSH_AUTH_SOCK="+m.Target)
+	return nil
+}
+
+// cacheDir returns the directory of a cache mount, locked as its sharing says
+// until the step has ended. cachemounts/<hash>/ holds it as "fs" and its id in
+// "meta.json"; the hash is that of the id.
+func (e *execution) cacheDir(ctx context.Context, m plan.Mount) (string, error) {
+	if len(e.input(m)) > 0 {
+		return "", errors.New("from= of cache mounts is not supported")
+	}
+	for n := 0; ; n++ {
+		id := m.ID
+		if n > 0 {
+			id = fmt.Sprintf("%s#%d", m.ID, n)
+		}
+		sum := sha256.Sum256([]byte(id))
+		name := hex.EncodeToString(sum[:16])
+		unlock, err := e.lockCacheDir(ctx, name, m.Sharing)
+		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+			continue // private and in use
+		}
+		if err != nil {
+			return "", err
+		}
+		e.cleanup = append(e.cleanup, func() error { unlock(); return nil })
+		dir := e.bd.b.Root.Path("cachemounts", name)
+		return filepath.Join(dir, "fs"), makeCacheDir(dir, id, m)
+	}
+}
+
+func (e *execution) lockCacheDir(ctx context.Context, name string, sharing plan.Sharing) (func(), error) {
+	if sharing == plan.SharingPrivate {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, 20*time.Millisecond)
+		defer cancel()
+	}
+	return e.bd.b.Root.Lock(ctx, "cachemount-"+name, sharing == plan.SharingLocked || sharing == plan.SharingPrivate)
+}
+
+func makeCacheDir(dir, id string, m plan.Mount) error {
+	fs := filepath.Join(dir, "fs")
+	if !notExist(fs) {
+		return nil
+	}
+	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".new-")
+	if errors.Is(err, os.ErrNotExist) {
+		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+			return err
+		}
+		tmp, err = os.MkdirTemp(filepath.Dir(dir), ".new-")
+	}
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(tmp)
+	mode := os.FileMode(m.Mode & 0o777)
+	if m.Mode == 0 {
+		mode = 0o755
+	}
+	newFS := filepath.Join(tmp, "fs")
+	if err := os.Mkdir(newFS, 0o700); err != nil {
+		return err
+	}
+	if err := os.Chown(newFS, m.UID, m.GID); err != nil && (m.UID != 0 || m.GID != 0) {
+		return err
+	}
+	if err := os.Chmod(newFS, mode); err != nil {
+		return err
+	}
+	meta, err := json.Marshal(map[string]any{"id": id, "created": time.Now().UTC()})
+	if err != nil {
+		return err
+	}
+	if err := state.WriteFile(filepath.Join(tmp, "meta.json"), meta, 0o600, false); err != nil {
+		return err
+	}
+	err = os.Rename(tmp, dir)
+	if err != nil && !notExist(fs) {
+		return nil // somebody else was first
+	}
+	return err
+}
