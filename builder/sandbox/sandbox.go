@@ -11,8 +11,12 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"io"
+	"io/fs"
 	"os"
+	"strconv"
+	"strings"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 )
@@ -114,7 +118,25 @@ type Config struct {
 	Rootless    bool
 }
 
-// New makes the configuration that strake runs steps with: new pid, mount, ipc,
-// uts, cgroup and net namespaces, Docker's 14 capabilities and seccomp profile,
-// its masked and read-only paths, no new privileges not set (setuid works).
-func New(c Config) (*specs.Spec, error) { panic("unwritten") }
+// ExecError is the error of a Run whose program could not be started: it is
+// not in the root, not executable, or not a program.
+type ExecError struct {
+	Path string // as it was asked for
+	Err  error  // what the kernel said, such as ENOENT or EACCES
+	Hint string // more about the cause, if it is known
+}
+
+func (e *ExecError) Error() string {
+	s := "exec " + strconv.Quote(e.Path) + ": "
+	if !strings.Contains(e.Path, "/") && errors.Is(e.Err, fs.ErrNotExist) {
+		s += "executable file not found in $PATH"
+	} else {
+		s += e.Err.Error()
+	}
+	if e.Hint != "" {
+		s += " (" + e.Hint + ")"
+	}
+	return s
+}
+
+func (e *ExecError) Unwrap() error { return e.Err }
