@@ -43,7 +43,7 @@ func (c *Client) authorization(ctx context.Context, h *host, scopes []string) (s
 	case "basic":
 		cred, err := c.config.get(ctx, h.key)
 		if err != nil {
-			return "", permanent{err}
+			return "", permanent{credentialError{err}}
 		}
 		if cred.Username == "" {
 			return "", nil
@@ -68,7 +68,7 @@ func (h *host) refuse(resp *http.Response, used string, scopes *[]string) bool {
 	}
 	// Registries may want more than we thought of.
 	for s := range strings.FieldsSeq(ch.params["scope"]) {
-		if !slices.Contains(*scopes, s) {
+		if !slices.ContainsFunc(*scopes, func(have string) bool { return covers(have, s) }) {
 			*scopes = append(*scopes, s)
 		}
 	}
@@ -81,6 +81,22 @@ func (h *host) refuse(resp *http.Response, used string, scopes *[]string) bool {
 		}
 	}
 	return ch.scheme == "bearer" || used == ""
+}
+
+// covers reports whether the scope have ("repository:app:pull,push") allows all
+// that want does.
+func covers(have, want string) bool {
+	i, j := strings.LastIndex(have, ":"), strings.LastIndex(want, ":")
+	if i < 0 || j < 0 || have[:i] != want[:j] {
+		return have == want
+	}
+	actions := strings.Split(have[i+1:], ",")
+	for a := range strings.SplitSeq(want[j+1:], ",") {
+		if !slices.Contains(actions, a) {
+			return false
+		}
+	}
+	return true
 }
 
 func scopeKey(scopes []string) string { return strings.Join(scopes, " ") }
@@ -112,7 +128,10 @@ func (c *Client) token(ctx context.Context, h *host, ch challenge, scopes []stri
 	cred, credErr := c.config.get(ctx, h.key)
 	value, ttl, err := c.fetchToken(ctx, h, ch, scopes, cred)
 	if err != nil {
-		return "", errors.Join(err, credErr)
+		if credErr != nil {
+			err = errors.Join(err, credentialError{credErr})
+		}
+		return "", err
 	}
 	h.mu.Lock()
 	t.value, t.expires = value, time.Now().Add(ttl)

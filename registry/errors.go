@@ -158,6 +158,12 @@ func final(err error) bool {
 		strings.Contains(err.Error(), "unsupported protocol scheme") || strings.Contains(err.Error(), "stopped after 10 redirects")
 }
 
+// credentialError tells that stored credentials could not be read. It is no
+// matter for registries that want none.
+type credentialError struct{ error }
+
+func (e credentialError) Unwrap() error { return e.error }
+
 // explain makes an error for the person who asked for r.
 func explain(ctx context.Context, what string, r ref, e *endpoint, err error) error {
 	if ctx.Err() != nil {
@@ -167,7 +173,10 @@ func explain(ctx context.Context, what string, r ref, e *endpoint, err error) er
 	var unknown x509.UnknownAuthorityError
 	var record tls.RecordHeaderError
 	var dns *net.DNSError
+	var cred credentialError
 	switch {
+	case errors.As(err, &cred):
+		err = fmt.Errorf("%w: %s wants credentials, but: %w", ErrUnauthorized, r.domain, cred)
 	case errors.As(err, &status) && status.status == http.StatusTooManyRequests:
 		err = hint(err, "the registry limits how often it may be asked; a login may raise the limit")
 	case errors.Is(err, ErrNotFound):

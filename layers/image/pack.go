@@ -51,6 +51,11 @@ type PackOptions struct {
 	Clamp bool `json:"clamp,omitempty"`
 	// Docker: Docker media types instead of OCI's.
 	Docker bool `json:"docker,omitempty"`
+	// Blobs are the blobs that the manifest of a base image names. They win
+	// over others that are known of a layer (the same layer may be in another
+	// image in other packing), unless Force wants another compression. Without
+	// them the manifest of an image depends on what else is in the store.
+	Blobs map[layers.ID]ocispec.Descriptor `json:"blobs,omitempty"`
 }
 
 func (o PackOptions) algorithm() compress.Algorithm {
@@ -197,8 +202,11 @@ func (p *Packer) choose(l snapshot.Layer, o PackOptions, variant string) (ocispe
 		return ocispec.Descriptor{}, false
 	}
 	blobs := k.Blobs
-	if variant != "" && !o.Force {
+	if variant != "" && !o.Force { // a level alone is no reason to compress anew
 		blobs = append(slices.Clone(l.Blobs), blobs...)
+	}
+	if b, ok := o.Blobs[l.ID]; ok && (algorithm(b.MediaType) == want || !o.Force && algorithm(b.MediaType) != compress.None) {
+		return b, true
 	}
 	var far *ocispec.Descriptor
 	for i, b := range blobs {
