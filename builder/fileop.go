@@ -178,24 +178,29 @@ func (bd *build) baseView(ctx context.Context, v *vertex, op *plan.File, t layer
 			}
 		}
 	}
+	var hints []string
 	if unread > smallBase {
-		user, hints := bd.baseHints(ctx, v)
-		needed, err := file.NeedsBase(op, inputs, user, hints)
+		user, dirs := bd.baseHints(ctx, v)
+		needed, err := file.NeedsBase(op, inputs, user, dirs)
 		if err != nil {
 			return nil, err
 		}
 		if !needed {
-			t = known
+			t, hints = known, dirs
 		}
 	}
-	if len(t) == 0 {
-		return nil, nil
+	var base file.Tree
+	if len(t) > 0 {
+		view, err := bd.b.Layers.View(ctx, t, bd.sources())
+		if err != nil {
+			return nil, err
+		}
+		base = view
 	}
-	view, err := bd.b.Layers.View(ctx, t, bd.sources())
-	if err != nil {
-		return nil, err
+	if len(hints) > 0 {
+		base = file.Hinted(base, hints)
 	}
-	return view, nil
+	return base, nil
 }
 
 // baseHints returns what the configuration of the image below v says of its
