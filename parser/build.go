@@ -156,6 +156,7 @@ type target struct {
 	byName map[string]*stage // the last stage of a name
 	final  *stage
 
+	mounts   bool  // some RUN has a --mount
 	mainBase *base // main context, if it is an image
 }
 

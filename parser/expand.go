@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 )
@@ -61,11 +62,11 @@ func (x *expander) words(word string, env shell.EnvGetter) ([]string, error) {
 func (x *expander) process(word string, env shell.EnvGetter, f func(string, shell.EnvGetter) (shell.ProcessWordResult, error)) (shell.ProcessWordResult, error) {
 	// The package reads runes and writes to stderr about invalid ones.
 	word = string([]rune(word))
-	depth, substitutes := nesting(word, x.escape, x.lex.SkipProcessQuotes)
+	depth, substitutions := nesting(word, x.escape, x.lex.SkipProcessQuotes)
 	if depth > maxDepth {
 		return shell.ProcessWordResult{}, fmt.Errorf("${} nested more than %d deep", maxDepth)
 	}
-	bounded := &boundedEnv{EnvGetter: env, word: len(word), depth: depth, substitutes: substitutes}
+	bounded := &boundedEnv{EnvGetter: env, word: len(word), substitutions: substitutions}
 	res, err := f(word, bounded)
 	if bounded.over {
 		return shell.ProcessWordResult{}, errValue
@@ -99,11 +100,10 @@ func expandError(word string, err error) error {
 // nothing once it is too much.
 type boundedEnv struct {
 	shell.EnvGetter
-	word        int // length of the word
-	depth       int // nesting of ${}
-	substitutes bool
-	used        int
-	over        bool
+	word          int // length of the word
+	substitutions int // see nesting
+	used          int
+	over          bool
 }
 
 func (b *boundedEnv) Get(key string) (string, bool) {
@@ -112,10 +112,10 @@ func (b *boundedEnv) Get(key string) (string, bool) {
 	if b.used > maxValue {
 		b.over = true
 	}
-	if b.substitutes {
+	if b.substitutions > 0 {
 		// Each level may put all it has in place of each byte it has.
 		most := 1
-		for range b.depth + 1 {
+		for range b.substitutions + 1 {
 			if most *= b.word + b.used; most > maxSubstitution {
 				b.over = true
 				break
@@ -128,41 +128,66 @@ func (b *boundedEnv) Get(key string) (string, bool) {
 	return v, ok
 }
 
-// nesting returns how deep ${} is nested in a word, and whether there may be a
-// ${name/pattern/replacement} in it. It reads quotes and escapes as the shell
-// package does.
-func nesting(word string, escape rune, skipQuotes bool) (depth int, substitutes bool) {
+// nesting returns how deep ${} is nested in a word, and how deep
+// ${name/pattern/replacement}. It reads quotes and escapes as the shell package
+// does.
+func nesting(word string, escape rune, skipQuotes bool) (depth, substitutions int) {
 	const (
-		brace = '}'
-		quote = '"'
+		quote = iota
+		brace
+		substitution
 	)
-	var open []rune // brace or quote
-	in := func(r rune) bool { return len(open) > 0 && open[len(open)-1] == r }
-	braces := 0
+	var open []int
+	var now [3]int // of each kind, open
+	pop := func() {
+		now[open[len(open)-1]]--
+		open = open[:len(open)-1]
+	}
 	runes := []rune(word)
 	for i := 0; i < len(runes); i++ {
+		inside := -1
+		if len(open) > 0 {
+			inside = open[len(open)-1]
+		}
+		push := func(kind int) {
+			open = append(open, kind)
+			now[kind]++
+		}
 		switch r := runes[i]; {
 		case r == '$' && i+1 < len(runes) && runes[i+1] == '{':
 			i++
-			open = append(open, brace)
-			braces++
-			depth = max(depth, braces)
-		case in(quote) && r == quote:
-			open = open[:len(open)-1]
+			kind := brace
+			if end := i + 1 + nameLength(runes[i+1:]); end < len(runes) && runes[end] == '/' {
+				kind = substitution
+			}
+			push(kind)
+			depth = max(depth, now[brace]+now[substitution])
+			substitutions = max(substitutions, now[substitution])
 		case r == escape:
 			i++
-		case in(quote):
-		case r == '}' && in(brace):
-			open = open[:len(open)-1]
-			braces--
+		case inside == quote && r == '"':
+			pop()
+		case inside == quote:
+		case inside > quote && r == '}':
+			pop()
 		case r == '"' && !skipQuotes:
-			open = append(open, quote)
+			push(quote)
 		case r == '\'' && !skipQuotes:
 			for i++; i < len(runes) && runes[i] != '\''; i++ {
 			}
-		case r == '/' && braces > 0:
-			substitutes = true
 		}
 	}
-	return depth, substitutes
+	return depth, substitutions
+}
+
+// nameLength is the length of the variable name that runes begin with.
+func nameLength(runes []rune) int {
+	n := 0
+	for n < len(runes) && (unicode.IsLetter(runes[n]) || unicode.IsDigit(runes[n]) || runes[n] == '_') {
+		n++
+	}
+	if n == 0 && len(runes) > 0 && strings.ContainsRune("@*#?-$!0", runes[0]) {
+		return 1
+	}
+	return n
 }

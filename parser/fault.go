@@ -40,6 +40,17 @@ func (f *File) at(loc []bparser.Range, err error) error {
 	message, hint := unwrapFault(err)
 	e := f.fault(loc, message)
 	e.Hint = hint
+	return markQuoted(e)
+}
+
+// markQuoted points the error at the flag or word that its message quotes, if
+// that is in its lines.
+func markQuoted(e *plan.Error) *plan.Error {
+	for _, re := range []*regexp.Regexp{namedFlag, quotedWord} {
+		if m := re.FindStringSubmatch(e.Err.Error()); m != nil {
+			return mark(e, m[1])
+		}
+	}
 	return e
 }
 
@@ -86,12 +97,7 @@ func (f *File) syntaxFault(err error) *plan.Error {
 	if errors.As(err, &unknown) {
 		return mark(e, unknown.Instruction)
 	}
-	for _, re := range []*regexp.Regexp{namedFlag, quotedWord} {
-		if m := re.FindStringSubmatch(text); m != nil {
-			return mark(e, m[1])
-		}
-	}
-	return e
+	return markQuoted(e)
 }
 
 var (

@@ -18,7 +18,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/rogpeppe/go-internal/txtar"
 
-	"github.com/strake-build/strake/parser/ignore"
 	"github.com/strake-build/strake/plan"
 )
 
@@ -224,9 +223,6 @@ func checkBuild(t *testing.T, b *plan.Build) {
 		return layers
 	}
 	for _, target := range b.Targets {
-		if !imagesHaveOneLayer(target.Step) {
-			continue
-		}
 		want := visit(target.Step)
 		got := 0
 		for _, h := range target.Image.History {
@@ -239,8 +235,3 @@ func checkBuild(t *testing.T, b *plan.Build) {
 		}
 	}
 }
-
-func imagesHaveOneLayer(*plan.Step) bool { return true }
-
-// The ignore package is what says which sources of COPY are left out.
-var _ = ignore.New

@@ -126,6 +126,9 @@ func (t *target) lintDefaultBases(platformArgs *env) {
 
 // lintUndefinedInFrom warns of variables in FROM that no ARG before it declares.
 func (t *target) lintUndefinedInFrom(res shell.ProcessWordResult, loc location, lint *linter.Linter) {
+	if len(res.Unmatched) == 0 {
+		return
+	}
 	known := slices.Clone(t.globals.Keys())
 	for _, c := range t.syntax.args {
 		for _, arg := range c.Args {

@@ -159,7 +159,8 @@ func (t *target) link() error {
 	if err := t.checkCycles(); err != nil {
 		return err
 	}
-	if len(t.stages) == 1 && len(t.extern) == 0 {
+	// As in BuildKit, to which a mount is a stage, too.
+	if len(t.stages) == 1 && len(t.extern) == 0 && !t.mounts {
 		t.stages[0].label = ""
 	}
 	return nil
@@ -194,6 +195,7 @@ func (t *target) command(s *stage, c instructions.Command) (command, error) {
 	case *instructions.RunCommand:
 		for _, m := range instructions.GetMounts(c) {
 			var from *stage
+			t.mounts = true
 			if m.From != "" && m.From != scratch {
 				var ok bool
 				if from, ok = t.stageByName(m.From); !ok {
