@@ -158,3 +158,13 @@ func lastOverwrite(line []byte) []byte {
 	}
 	return line
 }
+
+// Lines cuts the output of a step into lines and cleans each.
+func Lines(output []byte) []string {
+	var lines []string
+	add := func(l []byte) { lines = append(lines, clean(l, '\t')) }
+	var s splitter
+	s.write(output, add)
+	s.flush(add)
+	return lines
+}

@@ -3,6 +3,7 @@ package progress
 import (
 	"fmt"
 	"io"
+	"strings"
 	"sync"
 	"time"
 )
@@ -215,7 +216,7 @@ func (d *Display) note(v *vertex, e Event) {
 		switch {
 		case e.Error == "":
 			v.state = done
-		case e.Error == "canceled":
+		case e.Error == "canceled", strings.HasSuffix(e.Error, "context canceled"):
 			v.state = canceled
 		default:
 			v.state, v.err = failed, Clean(e.Error)
@@ -271,13 +272,16 @@ func (d *Display) Close() error {
 	return err
 }
 
-// Number returns the number by which a vertex is shown, 0 if it was not heard
-// of.
-func (d *Display) Number(vertex string) int {
+// NumberOf returns the number by which the failed vertex of that name is shown,
+// 0 if there is none.
+func (d *Display) NumberOf(name string) int {
+	name = Clean(name)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if v := d.vertices[vertex]; v != nil {
-		return v.n
+	for _, v := range d.order {
+		if v.state == failed && v.name == name {
+			return v.n
+		}
 	}
 	return 0
 }

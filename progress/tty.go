@@ -37,6 +37,8 @@ const (
 	frameEvery = 100 * time.Millisecond
 	tailLines  = 6 // of output shown for a running vertex
 	tailKept   = 40
+	// internalAfter is when an internal vertex that goes on is shown.
+	internalAfter = 500 * time.Millisecond
 )
 
 // Escape sequences.
@@ -122,7 +124,10 @@ func (t *ttyView) frame(d *Display, now time.Time, height int, final bool) []lin
 	var shown, active []*vertex
 	finished := 0
 	for _, v := range d.order {
-		if v.internal && v.state != failed || v.state == waiting {
+		if v.state == waiting {
+			continue
+		}
+		if v.internal && v.state != failed && !(v.state == running && now.Sub(v.start) > internalAfter) {
 			continue
 		}
 		shown = append(shown, v)

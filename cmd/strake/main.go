@@ -1,4 +1,18 @@
-// Command strake builds container images.
+// Command strake builds container images from Dockerfiles, and pulls, pushes,
+// runs and keeps them. `strake help` lists the commands, docs/cli.md describes
+// them.
 package main
 
-func main() {}
+import (
+	"os"
+
+	"github.com/strake-build/strake/builder/sandbox/linux"
+	"github.com/strake-build/strake/builder/sandbox/oci"
+)
+
+func main() {
+	// Children that sandboxes are started by end in these two.
+	linux.Main()
+	oci.Main()
+	os.Exit(run(os.Args[1:], processEnv()))
+}

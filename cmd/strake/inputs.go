@@ -1,0 +1,396 @@
+package main
+
+import (
+	"archive/tar"
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"os"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/strake-build/strake/builder"
+	"github.com/strake-build/strake/builder/source"
+	"github.com/strake-build/strake/layers/compress"
+	"github.com/strake-build/strake/parser"
+	"github.com/strake-build/strake/parser/ignore"
+)
+
+// inputs are the files of a build: the build file and the contexts.
+type inputs struct {
+	name       string // of the build file
+	dockerfile []byte
+	exclude    []string
+	ignoreFile string
+	contexts   map[string]parser.Context
+	locals     map[string]builder.Local
+	closers    []func() error
+}
+
+func (in *inputs) close() error {
+	var errs []error
+	for _, f := range slices.Backward(in.closers) {
+		errs = append(errs, f())
+	}
+	return errors.Join(errs...)
+}
+
+// maxDockerfile is more than any build file has: the parser says where the
+// bound is.
+const maxDockerfile = 32 << 20
+
+// checkReferences refuses contexts that are not directories or stdin.
+func checkReferences(contextArg, file string) error {
+	if isURL(contextArg) {
+		return usagef("building from a URL is not supported yet: fetch %s and give its directory", contextArg)
+	}
+	if contextArg == "-" && file == "-" {
+		return usagef("stdin can't be both the build file and the context")
+	}
+	if isURL(file) {
+		return usagef("-f %s: a build file is not fetched; download it", file)
+	}
+	return nil
+}
+
+func isURL(s string) bool {
+	for _, p := range []string{"http://", "https://", "git://", "git@", "ssh://", "github.com/"} {
+		if strings.HasPrefix(s, p) {
+			return true
+		}
+	}
+	return false
+}
+
+// openInputs reads the build file and opens the contexts. Nothing is walked.
+func openInputs(ctx context.Context, o buildOptions, arg string, index *source.Index, s *store, e *env) (_ *inputs, err error) {
+	in := &inputs{contexts: map[string]parser.Context{}, locals: map[string]builder.Local{}}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, in.close())
+		}
+	}()
+	dir := arg
+	switch {
+	case arg == "-":
+		if dir, err = in.fromStdin(ctx, s, e, o.file == ""); err != nil {
+			return nil, err
+		}
+	default:
+		if err := checkContext(arg); err != nil {
+			return nil, err
+		}
+	}
+	if in.dockerfile == nil {
+		if err := in.readDockerfile(o.file, dir, arg == "-", e.stdin); err != nil {
+			return nil, err
+		}
+	}
+	if err := in.addContext("context", dir, index); err != nil {
+		return nil, err
+	}
+	for _, c := range o.contexts {
+		name, value, err := splitPair("build-context", c)
+		if err != nil {
+			return nil, err
+		}
+		if err := in.addNamed(name, value, index); err != nil {
+			return nil, err
+		}
+	}
+	return in, nil
+}
+
+func checkContext(dir string) error {
+	fi, err := os.Stat(dir)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("unable to prepare context: path %q not found", dir)
+	case err != nil:
+		return fmt.Errorf("unable to prepare context: %w", err)
+	case !fi.IsDir():
+		return fmt.Errorf("unable to prepare context: path %q is not a directory; a build file is given by -f", dir)
+	}
+	return nil
+}
+
+// readDockerfile reads the build file that -f or the context has, and finds out
+// which ignore file goes with it.
+func (in *inputs) readDockerfile(file, dir string, archive bool, stdin io.Reader) error {
+	in.ignoreFile = filepath.Join(dir, ".dockerignore")
+	if file == "-" {
+		in.name = "Dockerfile"
+		data, err := io.ReadAll(io.LimitReader(stdin, maxDockerfile))
+		if err != nil {
+			return fmt.Errorf("read the build file from stdin: %w", err)
+		}
+		in.dockerfile = data
+		return in.readIgnore()
+	}
+	candidates := []string{file}
+	switch {
+	case file == "":
+		candidates = []string{filepath.Join(dir, "Dockerfile"), filepath.Join(dir, "dockerfile")}
+	case archive:
+		candidates = []string{filepath.Join(dir, filepath.Clean("/"+file))}
+	}
+	var f *os.File
+	var err error
+	for _, c := range candidates {
+		if f, err = os.Open(c); !errors.Is(err, fs.ErrNotExist) {
+			break
+		}
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist) && file == "":
+		return fmt.Errorf("there is no Dockerfile: looked for %s; name another with -f", strings.Join(candidates, " and "))
+	case errors.Is(err, fs.ErrNotExist):
+		return fmt.Errorf("there is no build file %s (it is looked for from the current directory, not from the context)", file)
+	case err != nil:
+		return fmt.Errorf("read the build file: %w", err)
+	}
+	defer f.Close()
+	if in.dockerfile, err = io.ReadAll(io.LimitReader(f, maxDockerfile)); err != nil {
+		return fmt.Errorf("read the build file: %w", err)
+	}
+	in.name = filepath.Base(f.Name())
+	if file != "" && !archive {
+		in.name = file
+	}
+	if own := f.Name() + ".dockerignore"; exists(own) {
+		in.ignoreFile = own
+	}
+	return in.readIgnore()
+}
+
+func exists(name string) bool {
+	_, err := os.Stat(name)
+	return err == nil
+}
+
+func (in *inputs) readIgnore() (err error) {
+	if in.exclude, err = readIgnore(in.ignoreFile); in.exclude == nil {
+		in.ignoreFile = ""
+	}
+	return err
+}
+
+// readIgnore reads an ignore file; nil if there is none.
+func readIgnore(name string) ([]string, error) {
+	f, err := os.Open(name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	patterns, err := ignore.Read(f)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return patterns, nil
+}
+
+// addContext opens a directory under the name that the plan knows it by.
+func (in *inputs) addContext(name, dir string, index *source.Index) error {
+	local, close, err := openLocal(dir, in.exclude, in.ignoreFile, index)
+	if err != nil {
+		return err
+	}
+	in.locals[name] = local
+	in.closers = append(in.closers, close)
+	return nil
+}
+
+func openLocal(dir string, patterns []string, ignoreFile string, index *source.Index) (builder.Local, func() error, error) {
+	o := source.DirOptions{Index: index}
+	var why func(string) string
+	if len(patterns) > 0 {
+		m, err := ignore.New(patterns)
+		if err != nil {
+			return builder.Local{}, nil, fmt.Errorf("%s: %w", ignoreFile, err)
+		}
+		o.Ignored = m.Ignored
+		why = func(p string) string {
+			if rule := m.Rule(strings.TrimPrefix(path.Clean("/"+p), "/")); rule != "" {
+				return fmt.Sprintf("excluded by %q in %s", rule, ignoreFile)
+			}
+			return ""
+		}
+	}
+	d, err := source.OpenDir(dir, o)
+	if err != nil {
+		return builder.Local{}, nil, err
+	}
+	return builder.Local{Dir: d, Why: why}, d.Close, nil
+}
+
+// addNamed adds a --build-context.
+func (in *inputs) addNamed(name, value string, index *source.Index) error {
+	name = strings.ToLower(name)
+	if ref, ok := strings.CutPrefix(value, "docker-image://"); ok {
+		in.contexts[name] = parser.Context{Image: ref}
+		return nil
+	}
+	if strings.HasPrefix(value, "oci-layout://") || strings.HasPrefix(value, "target:") || isURL(value) {
+		return usagef("--build-context %s=%s: it is a directory or docker-image://REF; others are not supported yet", name, value)
+	}
+	if err := checkContext(value); err != nil {
+		return fmt.Errorf("--build-context %s: %w", name, err)
+	}
+	c := parser.Context{Local: "context:" + name, IgnoreFile: filepath.Join(value, ".dockerignore")}
+	var err error
+	if c.Exclude, err = readIgnore(c.IgnoreFile); err != nil {
+		return err
+	}
+	local, close, err := openLocal(value, c.Exclude, c.IgnoreFile, index)
+	if err != nil {
+		return err
+	}
+	in.contexts[name] = c
+	in.locals[c.Local] = local
+	in.closers = append(in.closers, close)
+	return nil
+}
+
+// fromStdin reads a tar archive into a temporary directory, which it returns;
+// or a build file without a context, where that is allowed: an empty directory.
+func (in *inputs) fromStdin(ctx context.Context, s *store, e *env, mayBeFile bool) (string, error) {
+	if e.isTerminal(e.stdin) {
+		return "", usagef("the context - is read from stdin, which is a terminal: pipe a tar archive or a Dockerfile into it")
+	}
+	dir, err := s.TempDir("context-")
+	if err != nil {
+		return "", err
+	}
+	in.closers = append(in.closers, func() error { return os.RemoveAll(dir) })
+	stop := context.AfterFunc(ctx, func() { _ = e.stdin.Close() }) // ends a read
+	defer stop()
+	plain, err := compress.NewReader(e.stdin)
+	if err != nil {
+		return "", fmt.Errorf("read the context from stdin: %w", err)
+	}
+	defer plain.Close()
+	r := bufio.NewReaderSize(plain, 64<<10)
+	head, err := r.Peek(512)
+	if err != nil && err != io.EOF {
+		return "", fmt.Errorf("read the context from stdin: %w", err)
+	}
+	if isTar(head) {
+		if err := untar(ctx, dir, r); err != nil {
+			return "", fmt.Errorf("read the context from stdin: %w", err)
+		}
+		return dir, nil
+	}
+	if !mayBeFile {
+		return "", errors.New("read the context from stdin: not a tar archive")
+	}
+	data, err := io.ReadAll(io.LimitReader(r, maxDockerfile))
+	if err != nil {
+		return "", fmt.Errorf("read the build file from stdin: %w", err)
+	}
+	in.name, in.dockerfile = "Dockerfile", data
+	if in.dockerfile == nil {
+		in.dockerfile = []byte{}
+	}
+	return dir, nil
+}
+
+// isTar reports whether head begins a tar archive. A block of zeros is the end
+// of an empty one.
+func isTar(head []byte) bool {
+	if len(head) < 512 {
+		return false
+	}
+	_, err := tar.NewReader(bytes.NewReader(append(bytes.Clone(head[:512]), make([]byte, 1024)...))).Next()
+	return err == nil || errors.Is(err, io.EOF) && len(bytes.Trim(head, "\x00")) == 0
+}
+
+// maxContextFiles bounds the files of a context from stdin.
+const maxContextFiles = 10_000_000
+
+// untar unpacks an archive of a context: files, directories and links, nothing
+// of which leaves dir. Owners and times mean nothing in a context.
+func untar(ctx context.Context, dir string, r io.Reader) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	tr := tar.NewReader(r)
+	buf := make([]byte, 256<<10)
+	for n := 0; ; n++ {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		h, err := tr.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if n == maxContextFiles {
+			return fmt.Errorf("more than %d files", n)
+		}
+		name := strings.TrimPrefix(path.Clean("/"+h.Name), "/")
+		if name == "" {
+			continue
+		}
+		if err := untarEntry(root, name, h, tr, buf); err != nil {
+			return fmt.Errorf("%s: %w", h.Name, err)
+		}
+	}
+}
+
+func untarEntry(root *os.Root, name string, h *tar.Header, r io.Reader, buf []byte) error {
+	if d := path.Dir(name); d != "." {
+		if err := root.MkdirAll(d, 0o755); err != nil {
+			return err
+		}
+	}
+	mode := fs.FileMode(h.Mode).Perm()
+	if h.Typeflag == tar.TypeDir {
+		err := root.Mkdir(name, 0o755)
+		if errors.Is(err, fs.ErrExist) {
+			if fi, serr := root.Lstat(name); serr == nil && fi.IsDir() {
+				err = nil
+			}
+		}
+		if err != nil {
+			return err
+		}
+		return root.Chmod(name, mode|0o700)
+	}
+	if fi, err := root.Lstat(name); err == nil && !fi.IsDir() {
+		if err := root.Remove(name); err != nil { // the last one of a name counts
+			return err
+		}
+	}
+	switch h.Typeflag {
+	case tar.TypeReg:
+		f, err := root.OpenFile(name, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o600)
+		if err != nil {
+			return err
+		}
+		_, err = io.CopyBuffer(struct{ io.Writer }{f}, r, buf)
+		return errors.Join(err, f.Chmod(mode|0o400), f.Close())
+	case tar.TypeSymlink:
+		return root.Symlink(h.Linkname, name)
+	case tar.TypeLink:
+		return root.Link(strings.TrimPrefix(path.Clean("/"+h.Linkname), "/"), name)
+	case tar.TypeXGlobalHeader:
+		return nil
+	}
+	return fmt.Errorf("devices and pipes can't be in a context (type %q)", h.Typeflag)
+}
+
+func isIP(s string) bool { return net.ParseIP(s) != nil || s == "host-gateway" }

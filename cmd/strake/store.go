@@ -1,0 +1,275 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/containerd/platforms"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"github.com/spf13/pflag"
+
+	"github.com/strake-build/strake/builder"
+	"github.com/strake-build/strake/builder/sandbox"
+	"github.com/strake-build/strake/builder/sandbox/linux"
+	"github.com/strake-build/strake/builder/sandbox/network"
+	"github.com/strake-build/strake/builder/sandbox/oci"
+	"github.com/strake-build/strake/builder/sandbox/rootless"
+	"github.com/strake-build/strake/builder/source"
+	"github.com/strake-build/strake/cache"
+	"github.com/strake-build/strake/layers/blob"
+	"github.com/strake-build/strake/layers/compress"
+	"github.com/strake-build/strake/layers/image"
+	"github.com/strake-build/strake/layers/snapshot"
+	"github.com/strake-build/strake/layers/snapshot/copydir"
+	"github.com/strake-build/strake/layers/snapshot/overlay"
+	"github.com/strake-build/strake/registry"
+	"github.com/strake-build/strake/registry/transfer"
+	"github.com/strake-build/strake/state"
+)
+
+// registryOptions are the flags of commands that speak to registries.
+type registryOptions struct {
+	mirrors  []string
+	insecure []string
+}
+
+func (o *registryOptions) addFlags(f *pflag.FlagSet) {
+	f.StringArrayVar(&o.mirrors, "registry-mirror", nil, "ask a mirror first: `HOST=ADDRESS`, as docker.io=localhost:5000; may be repeated")
+	f.StringArrayVar(&o.insecure, "insecure-registry", nil, "speak plain http, or accept any certificate, with this `HOST`")
+}
+
+func (o registryOptions) client(e *env) (*registry.Client, error) {
+	r := registry.Options{ConfigDir: e.dockerConfig(), UserAgent: "strake/" + version(), Insecure: o.insecure, Mirrors: map[string][]string{}}
+	for _, m := range o.mirrors {
+		host, addr, err := splitPair("registry-mirror", m)
+		if err != nil {
+			return nil, err
+		}
+		r.Mirrors[host] = append(r.Mirrors[host], addr)
+	}
+	c, err := registry.New(r)
+	if err != nil {
+		return nil, usageError{err}
+	}
+	return c, nil
+}
+
+// dockerConfig is the directory with Docker's config.json.
+func (e *env) dockerConfig() string {
+	if d := e.getenv("DOCKER_CONFIG"); d != "" {
+		return d
+	}
+	if h := e.getenv("HOME"); h != "" {
+		return filepath.Join(h, ".docker")
+	}
+	return ""
+}
+
+// sandboxOptions are the flags of commands that run processes.
+type sandboxOptions struct{ runtime string }
+
+func (o *sandboxOptions) addFlags(f *pflag.FlagSet) {
+	f.StringVar(&o.runtime, "oci-runtime", "", "run processes by an OCI `RUNTIME`, runc, crun or runsc, instead of strake's own")
+}
+
+// store is the open store and what works on it.
+type store struct {
+	*state.Root
+	mode   rootless.Mode
+	blobs  *blob.Store
+	layers *snapshot.Store
+	images *image.Store
+	client *registry.Client
+	packer *image.Packer
+
+	closers []func() error
+}
+
+// openStore opens the store. As an ordinary user, the program starts again in a
+// user namespace before it does.
+func openStore(e *env, o registryOptions) (_ *store, err error) {
+	mode, err := rootless.Enter()
+	if err != nil {
+		return nil, err
+	}
+	dir, err := e.storeDir(rootless.UID())
+	if err != nil {
+		return nil, err
+	}
+	root, err := state.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	s := &store{Root: root, mode: mode}
+	s.onClose(root.Close)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, s.close())
+		}
+	}()
+	tmp, err := root.MkdirAll("tmp")
+	if err != nil {
+		return nil, err
+	}
+	if s.blobs, err = blob.Open(root.Path("blobs"), tmp); err != nil {
+		return nil, err
+	}
+	driver, err := chooseDriver(e.getenv("STRAKE_DRIVER"), mode)
+	if err != nil {
+		return nil, err
+	}
+	if s.layers, err = snapshot.Open(root, snapshot.Options{Driver: driver, UserXattr: mode.Rootless, RecordOwners: mode.SingleID}); err != nil {
+		return nil, err
+	}
+	if s.images, err = image.OpenStore(root, s.blobs); err != nil {
+		return nil, err
+	}
+	if s.client, err = o.client(e); err != nil {
+		return nil, err
+	}
+	segments, err := compress.OpenSegments(root.Path("segments"))
+	if err != nil {
+		return nil, err
+	}
+	s.packer = &image.Packer{Layers: s.layers, Blobs: s.blobs, Segments: segments}
+	return s, nil
+}
+
+func chooseDriver(name string, mode rootless.Mode) (snapshot.Driver, error) {
+	switch name {
+	case "", "overlay":
+		return &overlay.Driver{UserXattr: mode.Rootless, RecordOwners: mode.SingleID}, nil
+	case "copydir":
+		return &copydir.Driver{UserXattr: mode.Rootless, RecordOwners: mode.SingleID}, nil
+	}
+	return nil, usagef("STRAKE_DRIVER=%s: it is overlay or copydir", name)
+}
+
+func (s *store) onClose(f func() error) { s.closers = append(s.closers, f) }
+
+// close gives everything back, the last opened first.
+func (s *store) close() error {
+	var errs []error
+	for _, f := range slices.Backward(s.closers) {
+		errs = append(errs, f())
+	}
+	s.closers = nil
+	return errors.Join(errs...)
+}
+
+// transfer moves images between the store and registries.
+func (s *store) transfer() *transfer.Transfer {
+	return &transfer.Transfer{Registry: s.client, Layers: s.layers, Blobs: s.blobs, Images: s.images, Packer: s.packer}
+}
+
+// runner returns what runs processes.
+func (s *store) runner(o sandboxOptions) (sandbox.Runner, error) {
+	if o.runtime == "" {
+		return linux.New(linux.Options{Rootless: s.mode.Rootless})
+	}
+	dir, err := s.MkdirAll("oci")
+	if err != nil {
+		return nil, err
+	}
+	return oci.New(oci.Options{Runtime: o.runtime, StateDir: dir, Rootless: s.mode.Rootless})
+}
+
+func (s *store) network() (*network.Network, error) {
+	dir, err := s.MkdirAll("net")
+	if err != nil {
+		return nil, err
+	}
+	n, err := network.New(network.Options{StateDir: dir, Rootless: s.mode.Rootless})
+	if err != nil {
+		return nil, err
+	}
+	s.onClose(n.Close)
+	return n, nil
+}
+
+// builder returns a builder on the store.
+func (s *store) builder(o sandboxOptions, e *env) (*builder.Builder, error) {
+	c, err := cache.Open(s.Root, func(err error) { e.warnf("%v", err) })
+	if err != nil {
+		return nil, err
+	}
+	s.onClose(c.Close)
+	index, err := source.OpenIndex(s.Path("index"))
+	if err != nil {
+		return nil, err
+	}
+	s.onClose(index.Close)
+	runner, err := s.runner(o)
+	if err != nil {
+		return nil, err
+	}
+	net, err := s.network()
+	if err != nil {
+		return nil, err
+	}
+	return &builder.Builder{
+		Root: s.Root, Layers: s.layers, Blobs: s.blobs, Cache: c, Index: index,
+		Runner: runner, Network: net, Registry: s.client, Images: s.images, Rootless: s.mode.Rootless,
+	}, nil
+}
+
+// parsePlatforms parses --platform values, each a list with commas.
+func parsePlatforms(values []string) ([]ocispec.Platform, error) {
+	var out []ocispec.Platform
+	for _, v := range values {
+		for p := range strings.SplitSeq(v, ",") {
+			if p = strings.TrimSpace(p); p == "local" {
+				out = append(out, thisPlatform())
+				continue
+			}
+			parsed, err := platforms.Parse(p)
+			if err != nil {
+				return nil, usagef("--platform %s: %w", p, err)
+			}
+			parsed = platforms.Normalize(parsed)
+			if !slices.ContainsFunc(out, func(q ocispec.Platform) bool { return platforms.Format(q) == platforms.Format(parsed) }) {
+				out = append(out, parsed)
+			}
+		}
+	}
+	return out, nil
+}
+
+func thisPlatform() ocispec.Platform { return platforms.Normalize(platforms.DefaultSpec()) }
+
+// pick chooses the image of a name for the platform asked for, or for this
+// machine.
+func pick(name image.Name, arg, platform string) (image.Image, error) {
+	want := thisPlatform()
+	if platform != "" {
+		ps, err := parsePlatforms([]string{platform})
+		if err != nil {
+			return image.Image{}, err
+		}
+		if len(ps) != 1 {
+			return image.Image{}, usagef("--platform: one is needed")
+		}
+		want = ps[0]
+	}
+	match := platforms.Only(want)
+	var best *image.Image
+	for i := range name.Images {
+		if img := &name.Images[i]; match.Match(img.Platform) && (best == nil || match.Less(img.Platform, best.Platform)) {
+			best = img
+		}
+	}
+	switch {
+	case best != nil:
+		return *best, nil
+	case platform == "" && len(name.Images) == 1:
+		return name.Images[0], nil
+	}
+	var have []string
+	for _, img := range name.Images {
+		have = append(have, platforms.Format(img.Platform))
+	}
+	return image.Image{}, fmt.Errorf("%s: no image for %s; there are %s", arg, platforms.Format(want), strings.Join(have, ", "))
+}
