@@ -3,13 +3,10 @@ package file
 import (
 	"context"
 	"errors"
-	"io"
 	"io/fs"
 	"path"
 	"slices"
 	"strings"
-
-	"github.com/opencontainers/go-digest"
 
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/plan"
@@ -253,12 +250,4 @@ func (t hintedTree) ReadDir(p string) ([]layers.Entry, error) {
 	}
 	slices.SortFunc(entries, func(a, b layers.Entry) int { return strings.Compare(a.Path, b.Path) })
 	return entries, nil
-}
-
-func (t hintedTree) Open(ctx context.Context, p string) (io.ReadCloser, error) {
-	return t.Tree.Open(ctx, p)
-}
-
-func (t hintedTree) Digest(ctx context.Context, p string) (digest.Digest, error) {
-	return t.Tree.Digest(ctx, p)
 }

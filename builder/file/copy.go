@@ -45,7 +45,7 @@ func (a *applier) copy(c *plan.Copy) error {
 	if err != nil {
 		return err
 	}
-	if !c.CreateParents && len(matches) > 0 {
+	if !c.CreateParents {
 		p, err := a.tree.resolve(c.Dest)
 		if err != nil {
 			return err

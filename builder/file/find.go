@@ -67,8 +67,8 @@ func find(ctx context.Context, in Input, c *plan.Copy) ([]match, error) {
 		}
 		e.Path = to
 		name := path.Base(clean(p))
-		if strings.HasSuffix(p, "/.") {
-			name = "." // "dir/." is what is in it
+		if strings.HasSuffix(p, "/.") && !c.Wildcard {
+			name = "." // "dir/." is what is in it, as long as it is no pattern
 		}
 		matches = append(matches, match{name, e})
 	}
