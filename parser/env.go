@@ -45,7 +45,7 @@ func (e *env) clone() *env {
 }
 
 // size is roughly what a copy takes, in bytes.
-func (e *env) size() int { return 64 * len(e.keys) }
+func (e *env) size() int { return 200 * len(e.keys) }
 
 // environ returns the variables as NAME=value. The slice is shared.
 func (e *env) environ() []string {

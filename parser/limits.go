@@ -27,7 +27,7 @@ const (
 	maxSubstitution = 64 << 20
 	// maxTotal bounds the memory for all values, names, environments and
 	// history entries of a plan, in bytes, roughly.
-	maxTotal = 256 << 20
+	maxTotal = 64 << 20
 )
 
 // checkText refuses data that is no build file, before anything reads it.

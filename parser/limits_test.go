@@ -5,7 +5,6 @@ import (
 	"runtime"
 	"strings"
 	"testing"
-	"time"
 )
 
 // Each of these files would take gigabytes or more, or crash, without a bound.
@@ -34,10 +33,10 @@ func TestLimits(t *testing.T) {
 		"expose":            {"FROM alpine\n" + doubling(14, "ENV") + "EXPOSE $a$a\n", "expand to more than 1 MiB"},
 		"platform":          {doubling(14, "ARG") + "FROM --platform=$a$a alpine\n", "expand to more than 1 MiB"},
 		"environment":       {"FROM alpine\n" + doubling(13, "ENV") + vars(20, "ENV b%d=$a\n"), "environment is larger than 4 MiB"},
-		"total of history":  {"FROM alpine\n" + doubling(13, "ARG") + strings.Repeat("RUN x\n", 2000), "come to more than 256 MiB"},
-		"total of labels":   {"FROM alpine\n" + doubling(13, "ARG") + vars(2000, "LABEL l%d=$a\n"), "come to more than 256 MiB"},
-		"stages with ports": {chain(900, "EXPOSE 1-65535\n"), "come to more than 256 MiB"},
-		"stages with ENV":   {"FROM alpine AS s\n" + vars(9000, "ENV e%d=1\n") + strings.Repeat("FROM s AS s\n", 990), "come to more than 256 MiB"},
+		"total of history":  {"FROM alpine\n" + doubling(13, "ARG") + strings.Repeat("RUN x\n", 2000), "come to more than 64 MiB"},
+		"total of labels":   {"FROM alpine\n" + doubling(13, "ARG") + vars(2000, "LABEL l%d=$a\n"), "come to more than 64 MiB"},
+		"stages with ports": {chain(900, "EXPOSE 1-65535\n"), "come to more than 64 MiB"},
+		"stages with ENV":   {"FROM alpine AS s\n" + vars(9000, "ENV e%d=1\n") + strings.Repeat("FROM s AS s\n", 990), "come to more than 64 MiB"},
 		"stages":            {strings.Repeat("FROM alpine\n", 1001), "more than 1000 stages"},
 		"instructions":      {"FROM alpine\n" + strings.Repeat("USER a\n", 20_001), "more than 20000 instructions"},
 		"nesting":           {"FROM alpine\nENV a=" + strings.Repeat("${a:-", 60) + strings.Repeat("}", 60), "nested more than 50 deep"},
@@ -48,7 +47,7 @@ func TestLimits(t *testing.T) {
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {
-			start, before := time.Now(), allocated()
+			before := allocated()
 			f, err := Parse("Dockerfile", []byte(c.file))
 			if err == nil {
 				_, err = f.Plan(t.Context(), Options{BuildPlatform: amd64, Resolve: resolver(nil)})
@@ -58,9 +57,6 @@ func TestLimits(t *testing.T) {
 			}
 			if mib := (allocated() - before) >> 20; mib > 3000 {
 				t.Errorf("took %d MiB in all", mib)
-			}
-			if d := time.Since(start); d > time.Minute {
-				t.Errorf("took %s", d)
 			}
 		})
 	}
