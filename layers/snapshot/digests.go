@@ -33,8 +33,8 @@ func rawDigest(d digest.Digest) (raw [rawDigestSize]byte, err error) {
 }
 
 func hexDigest(raw []byte) digest.Digest {
-	buf := make([]byte, 0, len("sha256:")+2*len(raw))
-	return digest.Digest(hex.AppendEncode(append(buf, "sha256:"...), raw))
+	var buf [len("sha256:") + 2*rawDigestSize]byte
+	return digest.Digest(hex.AppendEncode(append(buf[:0], "sha256:"...), raw))
 }
 
 // memo holds the digests of a layer's files that were hashed once; the files

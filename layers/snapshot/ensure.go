@@ -114,38 +114,52 @@ func (s *Store) ensureAlone(ctx context.Context, id layers.ID, src Sources) erro
 	return s.putDir(id, tmp, size)
 }
 
-// makeDir makes the directory dir of what a layer is made of.
+// makeDir makes the directory dir of what a layer is made of: its recipe, or
+// one of its blobs if that fails.
 func (s *Store) makeDir(ctx context.Context, l Layer, dir string, src Sources) (size int64, err error) {
-	if l.Recipe {
-		r, err := loadRecipe(s.path(l.ID, recipeFile))
-		if err != nil {
-			return 0, s.recipeError(l.ID, err)
-		}
-		file := func(ctx context.Context, e layers.Entry, host string) (bool, error) {
-			content, err := openRecipeFile(ctx, l.ID, e, src)
-			if err != nil {
-				return false, err
-			}
-			return true, errors.Join(writeContent(ctx, host, e, content), content.Close())
-		}
-		return l.Size, s.maker(dir, file).Make(ctx, r.entries)
+	var errs []error
+	failed := func(err error) bool {
+		errs = append(errs, err, state.RemoveAll(dir))
+		return ctx.Err() != nil
 	}
-	if src.Blob == nil {
+	if l.Recipe {
+		err := s.follow(ctx, l.ID, dir, src)
+		if err == nil || failed(err) {
+			return l.Size, errors.Join(errs...)
+		}
+	}
+	if !l.Recipe && src.Blob == nil {
 		return 0, errors.New("nobody has its blob")
 	}
-	var errs []error
 	for _, desc := range l.Blobs {
+		if src.Blob == nil {
+			break
+		}
 		err := s.unpack(ctx, l, desc, dir, src)
 		if err == nil {
 			return contentSize(dir)
 		}
-		errs = append(errs, fmt.Errorf("unpack blob %s: %w", desc.Digest, err))
-		if err := state.RemoveAll(dir); err != nil || ctx.Err() != nil {
-			errs = append(errs, err)
+		if failed(fmt.Errorf("unpack blob %s: %w", desc.Digest, err)) {
 			break
 		}
 	}
 	return 0, errors.Join(errs...)
+}
+
+// follow makes the directory dir of a layer's recipe.
+func (s *Store) follow(ctx context.Context, id layers.ID, dir string, src Sources) error {
+	r, err := s.recipe(id)
+	if err != nil {
+		return err
+	}
+	file := func(ctx context.Context, e layers.Entry, host string) (bool, error) {
+		content, err := sourceFile(ctx, id, e, src)
+		if err != nil {
+			return false, err
+		}
+		return true, errors.Join(writeContent(ctx, host, e, content), content.Close())
+	}
+	return s.maker(dir, file).Make(ctx, r.entries)
 }
 
 // unpack unpacks a blob into the new directory dir.

@@ -27,6 +27,9 @@ func (s *Store) AddRecipe(entries []layers.Entry) (layers.ID, error) {
 	if err != nil {
 		return "", err
 	}
+	if entries, err = completeLinks(entries); err != nil {
+		return "", fmt.Errorf("recipe: %w", err)
+	}
 	for _, e := range entries {
 		if e.Type == layers.Regular && !e.Inline && e.Digest == "" {
 			return "", fmt.Errorf("recipe: %s has no digest", e.Path)
@@ -107,6 +110,31 @@ func sorted(entries []layers.Entry) ([]layers.Entry, error) {
 		if i > 0 && entries[i-1].Path == e.Path {
 			return nil, fmt.Errorf("%s: twice in a layer", e.Path)
 		}
+	}
+	return entries, nil
+}
+
+// completeLinks gives hard links the attributes of the files they link to, as
+// layers.Walk does.
+func completeLinks(entries []layers.Entry) ([]layers.Entry, error) {
+	isLink := func(e layers.Entry) bool { return e.Type == layers.Hardlink }
+	if !slices.ContainsFunc(entries, isLink) {
+		return entries, nil
+	}
+	entries = slices.Clone(entries)
+	r := recipe{entries: entries}
+	for i, e := range entries {
+		if !isLink(e) {
+			continue
+		}
+		j, ok := r.find(e.Link)
+		if !ok || j >= i || isLink(entries[j]) || entries[j].Type == layers.Dir {
+			return nil, fmt.Errorf("%s: linked to %s, which is no file before it", e.Path, e.Link)
+		}
+		t := entries[j]
+		t.Path, t.Type, t.Link, t.Size = e.Path, layers.Hardlink, e.Link, 0
+		t.Digest, t.Data, t.Inline, t.Origin = "", nil, false, layers.Origin{}
+		entries[i] = t
 	}
 	return entries, nil
 }
@@ -226,8 +254,14 @@ func (s *Store) OpenEntry(ctx context.Context, id layers.ID, e layers.Entry, src
 		return openIn(s.path(id, fsDir), e.Path)
 	}
 	if k.recipe {
-		return openRecipeFile(ctx, id, e, src)
+		return s.openRecipeFile(ctx, id, e, src)
 	}
+	return s.openUnpacked(ctx, id, e, src)
+}
+
+// openUnpacked opens the content of an entry in the layer's directory, which it
+// makes if needed.
+func (s *Store) openUnpacked(ctx context.Context, id layers.ID, e layers.Entry, src Sources) (io.ReadCloser, error) {
 	dirs, err := s.Ensure(ctx, layers.Tree{id}, src)
 	if err != nil {
 		return nil, err
@@ -256,12 +290,29 @@ func parentsOf(path string) iter.Seq[string] {
 	}
 }
 
-func openRecipeFile(ctx context.Context, id layers.ID, e layers.Entry, src Sources) (io.ReadCloser, error) {
-	if e.Type == layers.Regular && e.Size == 0 {
+// openRecipeFile opens the content of an entry of a recipe. If nobody has the
+// file any more, there may be a blob that the layer was packed into.
+func (s *Store) openRecipeFile(ctx context.Context, id layers.ID, e layers.Entry, src Sources) (io.ReadCloser, error) {
+	r, err := sourceFile(ctx, id, e, src)
+	if err == nil || ctx.Err() != nil {
+		return r, err
+	}
+	if l, lerr := s.load(id); lerr != nil || len(l.Blobs) == 0 {
+		return nil, err
+	}
+	r, uerr := s.openUnpacked(ctx, id, e, src)
+	if uerr != nil {
+		return nil, errors.Join(err, uerr)
+	}
+	return r, nil
+}
+
+func sourceFile(ctx context.Context, id layers.ID, e layers.Entry, src Sources) (io.ReadCloser, error) {
+	if e.Size == 0 {
 		return io.NopCloser(strings.NewReader("")), nil
 	}
 	if src.File == nil {
-		return nil, fmt.Errorf("layer %s: nobody has the content of %s", id, e.Path)
+		return nil, fmt.Errorf("nobody has the content of %s", e.Path)
 	}
 	return src.File(ctx, id, e)
 }

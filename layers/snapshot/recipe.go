@@ -10,7 +10,6 @@ import (
 	"iter"
 	"os"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/strake-build/strake/layers"
@@ -100,23 +99,27 @@ func (c *recipeEncoder) after(prev, s string) {
 	c.string(s[n:])
 }
 
-func (c *recipeEncoder) entry(e layers.Entry) error {
-	var has uint64
-	for bit, is := range map[uint64]bool{
-		hasOwner:  e.UID != 0 || e.GID != 0,
-		hasLink:   e.Link != "",
-		hasDevice: e.Major != 0 || e.Minor != 0,
-		hasXattrs: len(e.Xattrs) > 0,
-		hasTime:   !e.ModTime.IsZero(),
-		hasDigest: e.Digest != "",
-		hasData:   e.Inline,
-		hasOrigin: e.Origin != layers.Origin{},
-		isOpaque:  e.Opaque,
-	} {
+// fields tells which fields an entry has.
+func fields(e layers.Entry) (has uint64) {
+	set := func(bit uint64, is bool) {
 		if is {
 			has |= bit
 		}
 	}
+	set(hasOwner, e.UID != 0 || e.GID != 0)
+	set(hasLink, e.Link != "")
+	set(hasDevice, e.Major != 0 || e.Minor != 0)
+	set(hasXattrs, len(e.Xattrs) > 0)
+	set(hasTime, !e.ModTime.IsZero())
+	set(hasDigest, e.Digest != "")
+	set(hasData, e.Inline)
+	set(hasOrigin, e.Origin != layers.Origin{})
+	set(isOpaque, e.Opaque)
+	return has
+}
+
+func (c *recipeEncoder) entry(e layers.Entry) error {
+	has := fields(e)
 	c.uint(has)
 	c.buf = append(c.buf, byte(e.Type))
 	c.after(c.path, e.Path)
@@ -286,11 +289,7 @@ func (c *recipeDecoder) after(prev string) string {
 		return ""
 	}
 	rest := c.bytes(c.uint())
-	var b strings.Builder
-	b.Grow(int(n) + len(rest))
-	b.WriteString(prev[:n])
-	b.Write(rest)
-	return b.String()
+	return prev[:n] + string(rest)
 }
 
 func (c *recipeDecoder) entry() (e layers.Entry) {

@@ -19,6 +19,7 @@ import (
 // looked up in the layer directories and recipes themselves. Paths are like
 // layers.Entry.Path. Any number of goroutines may use it.
 type View struct {
+	store  *Store
 	src    Sources
 	stack  *merge.Stack
 	layers []viewLayer
@@ -37,7 +38,7 @@ func (s *Store) View(ctx context.Context, t layers.Tree, src Sources) (*View, er
 	if _, err := s.Lease(t); err != nil {
 		return nil, err
 	}
-	v := &View{src: src, layers: make([]viewLayer, len(t))}
+	v := &View{store: s, src: src, layers: make([]viewLayer, len(t))}
 	list := make([]merge.Layer, len(t))
 	var blobs layers.Tree
 	for i, id := range t {
@@ -113,7 +114,7 @@ func (v *View) Open(ctx context.Context, path string) (io.ReadCloser, error) {
 	}
 	l := v.layers[f.Layer]
 	if l.dir == "" {
-		return openRecipeFile(ctx, l.id, f.Entry, v.src)
+		return v.store.openRecipeFile(ctx, l.id, f.Entry, v.src)
 	}
 	return layerdir.OpenFile(filepath.Join(l.dir, path))
 }
@@ -133,7 +134,7 @@ func (v *View) Digest(ctx context.Context, path string) (digest.Digest, error) {
 	}
 	l := v.layers[f.Layer]
 	if l.dir == "" {
-		content, err := openRecipeFile(ctx, l.id, f.Entry, v.src)
+		content, err := v.store.openRecipeFile(ctx, l.id, f.Entry, v.src)
 		if err != nil {
 			return "", err
 		}

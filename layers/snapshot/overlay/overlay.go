@@ -2,9 +2,10 @@
 // directories are its lower directories, and what is written goes to an upper
 // directory that becomes the next layer.
 //
-// The mounts that it describes are to be made with redirect_dir=off,
+// The mounts that it describes are to be made with redirect_dir=nofollow,
 // metacopy=off and index=off, so that an upper directory says everything that
 // was written in the form that any overlay mount, and package layers, reads.
+// (redirect_dir=off means "follow" by default, which doesn't go with userxattr.)
 package overlay
 
 import (

@@ -75,7 +75,7 @@ func mountOverlay(m snapshot.Mount, dir string) error {
 		set("upperdir", m.Upper)
 		set("workdir", m.Work)
 	}
-	set("redirect_dir", "off")
+	set("redirect_dir", "nofollow")
 	set("metacopy", "off")
 	set("index", "off")
 	if m.UserXattr && err == nil {
@@ -110,6 +110,6 @@ func CanMount() bool {
 			return false
 		}
 	}
-	m := snapshot.Mount{Lower: []string{dir + "/l"}, Upper: dir + "/u", Work: dir + "/w", UserXattr: os.Geteuid() != 0}
+	m := snapshot.Mount{Lower: []string{dir + "/l"}, Upper: dir + "/u", Work: dir + "/w", UserXattr: true}
 	return mounted(m, dir+"/m", func(string) error { return nil }) == nil
 }

@@ -3,11 +3,11 @@ package snapshottest
 // A scenario is some lower layers, what is done on top of them, and the layer
 // that this makes.
 type scenario struct {
-	name  string
-	root  bool // needs root
-	lower [][]step
-	run   []step
-	want  string
+	name   string
+	owners bool // gives files away
+	lower  [][]step
+	run    []step
+	want   string
 }
 
 // base is a lower layer with a bit of everything.
@@ -69,10 +69,10 @@ var scenarios = []scenario{
 		run:   []step{chmod("etc/passwd", 0o644), chmod("usr/bin", 0o755)},
 	},
 	{
-		name:  "chown",
-		root:  true,
-		lower: base,
-		run:   []step{chown("etc/passwd", 1, 2), chown("usr", 3, 4), chown("usr/bin/bash", 5, 6)},
+		name:   "chown",
+		owners: true,
+		lower:  base,
+		run:    []step{chown("etc/passwd", 1, 2), chown("usr", 3, 4), chown("usr/bin/bash", 5, 6)},
 		want: `
 			dir etc 0755
 			file etc/passwd 0644 "root" owner=1:2
