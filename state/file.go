@@ -71,26 +71,6 @@ func SyncDir(dir string) error {
 	return d.Sync()
 }
 
-// RemoveAll removes a tree, like os.RemoveAll, even if the permissions of
-// directories in it are in the way of their owner.
-func RemoveAll(path string) error {
-	err := os.RemoveAll(path)
-	if err == nil || !errors.Is(err, fs.ErrPermission) {
-		return err
-	}
-	// WalkDir calls back before it reads a directory, and follows no links.
-	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
-			return fs.SkipDir
-		}
-		if d.IsDir() {
-			_ = os.Chmod(p, 0o700)
-		}
-		return nil
-	})
-	return os.RemoveAll(path)
-}
-
 // sameFile reports whether path is the file that f is.
 func sameFile(f *os.File, path string) (bool, error) {
 	var open, named syscall.Stat_t

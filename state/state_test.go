@@ -15,6 +15,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/strake-build/strake/state"
 )
 
@@ -62,6 +64,8 @@ func child(args []string) error {
 			if _, err := r.Lock(context.Background(), what, verb == "lock"); err != nil {
 				return err
 			}
+		case "deep":
+			return removeDeep(what)
 		case "count":
 			return count(r, what)
 		}
@@ -69,6 +73,23 @@ func child(args []string) error {
 	fmt.Println("ready")
 	_, _ = bufio.NewReader(os.Stdin).ReadString('\n')
 	return r.Close()
+}
+
+// removeDeep removes a tree that is deeper than it may open files.
+func removeDeep(dir string) error {
+	if err := os.Chdir(dir); err != nil {
+		return err
+	}
+	for range 500 {
+		if err := errors.Join(os.WriteFile("f", nil, 0o600), os.Mkdir("d", 0o700), os.Chdir("d")); err != nil {
+			return err
+		}
+	}
+	limit := unix.Rlimit{Cur: 100, Max: 100}
+	if err := unix.Setrlimit(unix.RLIMIT_NOFILE, &limit); err != nil {
+		return err
+	}
+	return state.RemoveAll(dir)
 }
 
 // count adds 1 to the number in a file 50 times, under a lock.
@@ -633,6 +654,19 @@ func TestRemoveAll(t *testing.T) {
 	}
 	if info, err := os.Stat(outside); err != nil || info.Mode().Perm() == 0 {
 		t.Errorf("a symlink was followed: %v, %v", info, err)
+	}
+}
+
+func TestRemoveAllDeep(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), "STATE_TEST_CHILD="+t.TempDir()+",deep="+dir)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Errorf("child: %v: %s", err, out)
+	}
+	if _, err := os.Lstat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("still there: %v", err)
 	}
 }
 

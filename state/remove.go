@@ -1,0 +1,89 @@
+package state
+
+import (
+	"errors"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// RemoveAll removes a tree, like os.RemoveAll, even if the permissions of
+// directories in it are in the way of their owner, or it is deeper than this
+// process may open files. A step of a build can leave both.
+func RemoveAll(path string) error {
+	permitted := false
+	for {
+		err := os.RemoveAll(path)
+		switch {
+		case errors.Is(err, fs.ErrPermission) && !permitted:
+			permitted = true
+			permit(path)
+		case errors.Is(err, unix.EMFILE):
+			if herr := hoist(path, err); herr != nil {
+				return errors.Join(err, herr)
+			}
+		default:
+			return err
+		}
+	}
+}
+
+// permit lets the owner into all directories of a tree.
+func permit(path string) {
+	// WalkDir calls back before it reads a directory, and follows no links.
+	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
+		if err != nil {
+			return fs.SkipDir
+		}
+		if d.IsDir() {
+			_ = os.Chmod(p, 0o700)
+		}
+		return nil
+	})
+}
+
+// hoistDepth is where a tree that is too deep is cut.
+const hoistDepth = 32
+
+// hoist moves a part of a tree that is too deep, which removing it failed at,
+// to the top of the tree.
+func hoist(root string, failed error) error {
+	var at *fs.PathError
+	if !errors.As(failed, &at) {
+		return errors.New("too deep")
+	}
+	names := strings.Split(strings.TrimPrefix(at.Path, root+"/"), "/")
+	if !strings.HasPrefix(at.Path, root+"/") || len(names) <= hoistDepth {
+		return errors.New("too many open files")
+	}
+	const flags = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	top, err := unix.Open(root, flags, 0)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(top)
+	dir, err := unix.Dup(top)
+	for _, name := range names[:hoistDepth] {
+		if err != nil {
+			return err
+		}
+		var sub int
+		sub, err = unix.Openat(dir, name, flags, 0)
+		unix.Close(dir)
+		dir = sub
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(dir)
+	for i := 0; ; i++ {
+		err := unix.Renameat2(dir, names[hoistDepth], top, ".hoisted-"+strconv.Itoa(i), unix.RENAME_NOREPLACE)
+		if err != unix.EEXIST {
+			return err
+		}
+	}
+}
