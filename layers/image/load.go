@@ -140,6 +140,13 @@ func (a *archive) read(ctx context.Context, r io.Reader) error {
 		}
 		switch h.Typeflag {
 		case tar.TypeReg:
+			// Nobody writes image archives so, and a terabyte of holes is a
+			// short tar.
+			for k := range h.PAXRecords {
+				if strings.HasPrefix(k, "GNU.sparse.") {
+					return fmt.Errorf("archive: %s is a sparse file", name)
+				}
+			}
 			if err := a.take(name, t); err != nil {
 				if ctx.Err() != nil {
 					return context.Cause(ctx)
