@@ -110,7 +110,7 @@ func openStore(e *env, o registryOptions) (_ *store, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	tmp, err := root.MkdirAll("tmp")
+	tmp, err := root.TempDir("blobs-")
 	if err != nil {
 		return nil, err
 	}

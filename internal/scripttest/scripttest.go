@@ -1,0 +1,133 @@
+// Package scripttest is what the scripts in testdata/script can use besides
+// testscript's own commands. A script is one file that runs the real strake
+// against files that stand in it, and tells what comes of it; a reader learns
+// the feature from it.
+//
+// Each script has a store, a home directory and the registries that it starts
+// for itself, and fails if it leaves a mount or a process behind. Names are
+// category_case.txtar: build_copy_chown.txtar. Run one by
+//
+//	go test ./cmd/strake -run 'Script/build_copy'
+//
+// and rewrite expected files by adding -update.
+//
+// Commands:
+//
+//	registry VAR              start a registry on loopback; $VAR is its address
+//	distribution VAR          likewise, Debian's docker-registry ([exec:docker-registry])
+//	busybox REF               push a small base image that has a shell
+//	validate REF|ARCHIVE      check an image as go-containerregistry does
+//	config REF|ARCHIVE        print the image configuration
+//	manifest REF              print the manifest or index
+//	layers REF|ARCHIVE        list the entries of each layer
+//	tartree FILE              list the entries of a tar file
+//	envsubst FILE...          replace $VAR in files by what the script has
+//	mktar FILE DIR            make a tar of a directory
+//
+// Conditions: [root], [userns] (an ordinary user may make user namespaces),
+// [sandbox] (processes can be run: root), [busybox].
+package scripttest
+
+import (
+	"bytes"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/rogpeppe/go-internal/testscript"
+)
+
+// Params runs the scripts in dir.
+func Params(dir string, update bool) testscript.Params {
+	return testscript.Params{
+		Dir:                dir,
+		UpdateScripts:      update,
+		RequireUniqueNames: true,
+		Setup:              setup,
+		Condition:          condition,
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"registry":     startRegistry,
+			"distribution": startDistribution,
+			"busybox":      pushBusybox,
+			"validate":     validateImage,
+			"config":       printConfig,
+			"manifest":     printManifest,
+			"layers":       printLayers,
+			"tartree":      printTar,
+			"envsubst":     envsubst,
+			"mktar":        makeTar,
+		},
+	}
+}
+
+func setup(e *testscript.Env) error {
+	// Beside the script's files, which often are the build context.
+	home := e.WorkDir + ".home"
+	if err := os.MkdirAll(home, 0o700); err != nil {
+		return err
+	}
+	e.Setenv("HOME", home)
+	e.Setenv("DOCKER_CONFIG", filepath.Join(home, ".docker"))
+	e.Setenv("STRAKE_ROOT", e.WorkDir+".store")
+	e.Setenv("XDG_DATA_HOME", "")
+	e.Setenv("TERM", "dumb")
+	t, ok := e.T().(interface{ Errorf(string, ...any) })
+	e.Defer(func() {
+		for _, l := range leaks(e.WorkDir) {
+			if ok {
+				t.Errorf("left behind: %s", l)
+			} else {
+				e.T().Log("left behind: " + l)
+			}
+		}
+	})
+	return nil
+}
+
+// leaks returns the mounts below dir, and the processes that name it.
+func leaks(dir string) (found []string) {
+	mounts, _ := os.ReadFile("/proc/self/mountinfo")
+	for line := range strings.Lines(string(mounts)) {
+		if strings.Contains(line, dir) {
+			found = append(found, "mount "+strings.TrimSpace(line))
+		}
+	}
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range procs {
+		if b, err := os.ReadFile(p); err == nil && bytes.Contains(b, []byte(dir)) {
+			found = append(found, "process "+strings.ReplaceAll(string(b), "\x00", " "))
+		}
+	}
+	return found
+}
+
+func condition(cond string) (bool, error) {
+	switch cond {
+	case "root", "sandbox":
+		return os.Getuid() == 0, nil
+	case "busybox":
+		_, err := exec.LookPath("busybox")
+		return err == nil, nil
+	case "userns":
+		return exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Ur", "true").Run() == nil, nil
+	}
+	return false, os.ErrInvalid
+}
+
+func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
+	one(ts, neg, args, "registry VAR")
+	s := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
+	ts.Defer(s.Close)
+	ts.Setenv(args[0], strings.TrimPrefix(s.URL, "http://"))
+}
+
+func one(ts *testscript.TestScript, neg bool, args []string, usage string) {
+	if neg || len(args) != len(strings.Fields(usage))-1 {
+		ts.Fatalf("usage: %s", usage)
+	}
+}
