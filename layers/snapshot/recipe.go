@@ -313,9 +313,10 @@ func (c *recipeDecoder) entry() (e layers.Entry) {
 		e.Minor = uint32(c.uint())
 	}
 	if has&hasXattrs != 0 {
-		n := c.uint()
-		e.Xattrs = map[string]string{}
-		for ; n > 0 && !c.bad; n-- {
+		for n := c.uint(); n > 0 && !c.bad; n-- {
+			if e.Xattrs == nil {
+				e.Xattrs = map[string]string{}
+			}
 			name := c.string()
 			e.Xattrs[name] = c.string()
 		}

@@ -86,9 +86,6 @@ func Open(root *state.Root, o Options) (*Store, error) {
 	}, nil
 }
 
-// Driver is the driver that the Store was opened with.
-func (s *Store) Driver() Driver { return s.driver }
-
 // Layer returns what is known of a layer, leases it, and fails with ErrNotFound
 // if it is not there or damaged.
 func (s *Store) Layer(id layers.ID) (Layer, error) {

@@ -1,5 +1,7 @@
 package snapshottest
 
+import "github.com/strake-build/strake/layers"
+
 // A scenario is some lower layers, what is done on top of them, and the layer
 // that this makes.
 type scenario struct {
@@ -265,6 +267,23 @@ var scenarios = []scenario{
 			dir d 0755 user.d=2
 			file f 0644 "f" user.a=1 user.b=2
 			file g 0644 "g"`,
+	},
+	{
+		name: "recorded owners",
+		lower: [][]step{{
+			write("f", "f"), xattr("f", layers.OwnerXattr, "5:6:644"),
+			write("g", "g"), xattr("g", layers.OwnerXattr, "5:6:644"),
+			write("h", "h"), xattr("h", layers.OwnerXattr, "5:6:644"),
+			mkdir("d", 0o755), xattr("d", layers.OwnerXattr, "7:8:755"),
+			mkdir("e", 0o755), xattr("e", layers.OwnerXattr, "7:8:755"),
+		}},
+		run: []step{appendTo("f", "!"), chmod("g", 0o4700), write("d/new", "n"), chmod("e", 0o700), chmod("h", 0o644)},
+		want: `
+			dir d 0755 owner=7:8
+			file d/new 0644 "n"
+			dir e 0700 owner=7:8
+			file f 0644 "f!" owner=5:6
+			file g 4700 "g" owner=5:6`,
 	},
 	{
 		name:  "fifos and sockets",
