@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"archive/tar"
 	"bytes"
 	"compress/gzip"
 	"context"
@@ -82,12 +83,12 @@ func makeImage(t *testing.T, p ocispec.Platform, sizes ...int) *Manifest {
 	m.SchemaVersion = 2
 	var blobs []blob.Ref
 	for _, n := range sizes {
-		tar := content(n)
+		layer := tarOf(t, content(n))
 		var z bytes.Buffer
 		w := gzip.NewWriter(&z)
-		_, _ = w.Write(tar)
+		_, _ = w.Write(layer)
 		w.Close()
-		img.RootFS.DiffIDs = append(img.RootFS.DiffIDs, digest.FromBytes(tar))
+		img.RootFS.DiffIDs = append(img.RootFS.DiffIDs, digest.FromBytes(layer))
 		r := ref1(ocispec.MediaTypeImageLayerGzip, z.Bytes())
 		blobs = append(blobs, r)
 		m.Layers = append(m.Layers, r.Desc)
@@ -100,6 +101,21 @@ func makeImage(t *testing.T, p ocispec.Platform, sizes ...int) *Manifest {
 		Desc: ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw)), Platform: &p},
 		Raw:  raw, Blobs: append(blobs, r),
 	}
+}
+
+// tarOf is a layer of one file.
+func tarOf(t *testing.T, content []byte) []byte {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: "f", Mode: 0o644, Size: int64(len(content))}); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = w.Write(content)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return b.Bytes()
 }
 
 func makeIndex(t *testing.T, children ...*Manifest) *Manifest {

@@ -472,6 +472,25 @@ func TestLoadHostile(t *testing.T) {
 	}
 }
 
+func TestLoadSparse(t *testing.T) {
+	t.Parallel()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	body := "1\n0\n1\n" + strings.Repeat("\x00", 506) + "x"
+	// archive/tar writes no sparse files: the names are put in afterwards.
+	h := &tar.Header{Name: "l", Typeflag: tar.TypeReg, Size: int64(len(body)), Mode: 0o644, PAXRecords: map[string]string{
+		"XXX.sparse.major": "1", "XXX.sparse.minor": "0", "XXX.sparse.realsize": "1099511627776",
+	}}
+	if err := w.WriteHeader(h); err != nil {
+		t.Fatal(err)
+	}
+	_, _ = io.WriteString(w, body)
+	w.Close()
+	s := newStore(t)
+	_, err := s.images.Load(t.Context(), bytes.NewReader(bytes.ReplaceAll(b.Bytes(), []byte("XXX.sparse"), []byte("GNU.sparse"))), s.layers)
+	wantError(t, err, "sparse")
+}
+
 func FuzzLoad(f *testing.F) {
 	layer := layerTar(f, "one")
 	f.Add(archiveOf(f, member{name: "l", body: layer}, member{name: "c", body: configJSON(layer)},
