@@ -61,12 +61,12 @@ func ParseOutput(s string) (Output, error) {
 }
 
 func parseOutput(s string) (Output, error) {
+	if s == "" {
+		return Output{}, errors.New("nothing given: it is a directory, or type=image, registry, oci, docker, local or tar with options")
+	}
 	fields, err := csvvalue.Fields(s, nil)
 	if err != nil {
 		return Output{}, err
-	}
-	if len(fields) == 0 || s == "" {
-		return Output{}, errors.New("nothing given: it is a directory, or type=image, registry, oci, docker, local or tar with options")
 	}
 	if len(fields) == 1 && fields[0] == s && !strings.HasPrefix(s, "type=") {
 		if s == "-" {

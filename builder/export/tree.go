@@ -172,7 +172,8 @@ func (x *run) files(ctx context.Context, v *snapshot.View, root *os.Root) error 
 		case layers.Hardlink:
 			err = root.Link(e.Link, e.Path)
 		case layers.Fifo:
-			err = mkfifo(root, e)
+			t := x.fileTime(e.ModTime)
+			err = errors.Join(mkfifo(root, e), root.Chtimes(e.Path, t, t))
 		default:
 			skipped = append(skipped, e.Path)
 		}
