@@ -79,10 +79,12 @@ type limits struct {
 	attempts int // without progress
 }
 
+// Whoever never answers is asked twice, and whoever stalls three times; either
+// is given up within 30 seconds.
 var defaultLimits = limits{
-	header:   15 * time.Second,
-	stall:    10 * time.Second,
-	giveUp:   29 * time.Second,
+	header:   14 * time.Second,
+	stall:    9500 * time.Millisecond,
+	giveUp:   28 * time.Second,
 	backoff:  200 * time.Millisecond,
 	maxWait:  time.Minute,
 	attempts: 7,

@@ -12,7 +12,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"time"
@@ -154,7 +153,7 @@ func (s *Store) byDigest(ref string) (Name, bool, error) {
 // byID finds an image by its ID or a prefix of it.
 func (s *Store) byID(arg string) (Name, error) {
 	prefix := strings.TrimPrefix(arg, "sha256:")
-	if !hexPrefix.MatchString(prefix) {
+	if !isHex(prefix) {
 		return Name{}, notFound(arg)
 	}
 	files, err := os.ReadDir(s.root.Path("images", "ids"))
@@ -178,15 +177,18 @@ func (s *Store) byID(arg string) (Name, error) {
 	return Name{}, fmt.Errorf("image ID %q is ambiguous: it begins those of %d images", arg, len(found))
 }
 
-var hexPrefix = regexp.MustCompile(`^[0-9a-f]{1,64}$`)
+// isHex reports whether s may begin the hex digits of a SHA-256 digest.
+func isHex(s string) bool {
+	return s != "" && len(s) <= 64 && strings.Trim(s, "0123456789abcdef") == ""
+}
 
 // isID reports whether arg can only be an ID: a name can't be 64 hex digits, nor
 // begin with "sha256:".
 func isID(arg string) bool {
 	if rest, ok := strings.CutPrefix(arg, "sha256:"); ok {
-		return hexPrefix.MatchString(rest) && len(rest) > 6 // else it may be a tag of a repository "sha256"
+		return isHex(rest) && len(rest) > 6 // else it may be a tag of a repository "sha256"
 	}
-	return len(arg) == 64 && hexPrefix.MatchString(arg)
+	return len(arg) == 64 && isHex(arg)
 }
 
 func notFound(arg string) error { return fmt.Errorf("%w: %s", ErrNotFound, arg) }
