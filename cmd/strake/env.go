@@ -92,6 +92,9 @@ type signalError struct{ sig syscall.Signal }
 
 func (s signalError) Error() string { return "canceled" }
 
+// Is tells that this is no failure of whatever was under way.
+func (s signalError) Is(target error) bool { return target == context.Canceled }
+
 // withSignals returns a context that ends with the first SIGINT, SIGTERM or
 // SIGHUP. The second one ends the process, unless take is called first: then
 // signals go to the function given to it. Broken pipes are errors of the write

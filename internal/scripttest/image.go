@@ -283,20 +283,15 @@ func printTar(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(listTar(ts.Stdout(), f))
 }
 
-func envsubst(ts *testscript.TestScript, neg bool, args []string) {
-	if neg || len(args) == 0 {
-		ts.Fatalf("usage: envsubst FILE...")
+func subst(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: subst VAR FILE...")
 	}
-	for _, a := range args {
+	for _, a := range args[1:] {
 		p := ts.MkAbs(a)
 		data, err := os.ReadFile(p)
 		ts.Check(err)
-		text := os.Expand(string(data), func(name string) string {
-			if v := ts.Getenv(name); v != "" {
-				return v
-			}
-			return "$" + name
-		})
+		text := strings.ReplaceAll(string(data), "$"+args[0], ts.Getenv(args[0]))
 		ts.Check(os.WriteFile(p, []byte(text), 0o644))
 	}
 }

@@ -21,7 +21,7 @@
 //	manifest REF              print the manifest or index
 //	layers REF|ARCHIVE        list the entries of each layer
 //	tartree FILE              list the entries of a tar file
-//	envsubst FILE...          replace $VAR in files by what the script has
+//	subst VAR FILE...         replace $VAR in files by its value
 //	mktar FILE DIR            make a tar of a directory
 //
 // Conditions: [root], [userns] (an ordinary user may make user namespaces),
@@ -59,7 +59,7 @@ func Params(dir string, update bool) testscript.Params {
 			"manifest":     printManifest,
 			"layers":       printLayers,
 			"tartree":      printTar,
-			"envsubst":     envsubst,
+			"subst":        subst,
 			"mktar":        makeTar,
 		},
 	}
