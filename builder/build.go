@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -327,6 +328,7 @@ type future[T any] struct{ f *futureState[T] }
 
 type futureState[T any] struct {
 	once sync.Once
+	done atomic.Bool
 	val  T
 	err  error
 }
@@ -335,8 +337,19 @@ type futureState[T any] struct {
 func newFuture[T any]() future[T] { return future[T]{f: new(futureState[T])} }
 
 func (f future[T]) get(fn func() (T, error)) (T, error) {
-	f.f.once.Do(func() { f.f.val, f.f.err = fn() })
+	f.f.once.Do(func() {
+		f.f.val, f.f.err = fn()
+		f.f.done.Store(true)
+	})
 	return f.f.val, f.f.err
+}
+
+// peek returns the value if it is there, and does not wait for it.
+func (f future[T]) peek() (val T, ok bool) {
+	if !f.f.done.Load() || f.f.err != nil {
+		return val, false
+	}
+	return f.f.val, true
 }
 
 func (bd *build) sources() snapshot.Sources {

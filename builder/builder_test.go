@@ -299,6 +299,21 @@ COPY --from=b /f /b
 	}
 }
 
+// A result made of COPY layers is looked up while the key of a later COPY, which
+// takes from it, is being worked out.
+func TestOnlyCopies(t *testing.T) {
+	t.Parallel()
+	f := newFixture(t, map[string]string{"a": "a", "b": "b"})
+	df := "FROM scratch AS one\nCOPY a /x/a\nCOPY b /x/b\nFROM scratch\nCOPY b /b\nCOPY --from=one /x /y\n"
+	want := map[string]string{"b": "b", "y/a": "a", "y/b": "b"}
+	for range 3 {
+		files, _ := f.mustBuild(df, parser.Options{})
+		if diff := cmp.Diff(want, files); diff != "" {
+			t.Error(diff)
+		}
+	}
+}
+
 // A step like one further up in its own chain must not wait for itself.
 func TestEqualKeysInOneChain(t *testing.T) {
 	t.Parallel()

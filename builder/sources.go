@@ -67,21 +67,23 @@ func (bd *build) bind(id layers.ID, v *vertex) {
 
 // binding returns the vertex whose result a recipe layer is. Steps that were
 // never asked for, as something behind them was found, are looked up for it.
+// Only those come into question whose keys are known: a layer is part of a
+// result because the step that made it is part of that result's key. To wait
+// for any other key here would be to wait for oneself.
 func (bd *build) binding(id layers.ID) *vertex {
 	bd.mu.Lock()
 	v := bd.bindings[id]
+	order := bd.order
 	bd.mu.Unlock()
 	if v != nil {
 		return v
 	}
-	for _, v := range bd.order {
+	for _, v := range order {
 		if _, ok := v.step.Op.(*plan.File); !ok {
 			continue
 		}
-		// Its key is known, or it could not have been part of a key that
-		// was found.
-		key, err := bd.key(context.Background(), v)
-		if err != nil {
+		key, ok := v.key.peek()
+		if !ok {
 			continue
 		}
 		if rec, ok := bd.b.Cache.Get(key); ok {
