@@ -132,10 +132,7 @@ func New(c Config) (*specs.Spec, error) {
 func process(c Config) *specs.Process {
 	bounding := defaultCaps
 	if c.Privileged {
-		bounding = allCaps
-		if last, err := lastCap(); err == nil && last+1 < len(bounding) {
-			bounding = bounding[:last+1]
-		}
+		bounding = ownCaps()
 	}
 	caps := &specs.LinuxCapabilities{Bounding: slices.Clone(bounding)}
 	if c.UID == 0 {
@@ -172,14 +169,15 @@ func process(c Config) *specs.Process {
 	return p
 }
 
-// lastCap is the number of the last capability of this kernel.
-func lastCap() (int, error) {
-	for i := range allCaps {
-		if _, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(i), 0, 0, 0); err != nil {
-			return i - 1, nil
+// ownCaps are all capabilities that this process can give.
+func ownCaps() []string {
+	var caps []string
+	for i, name := range allCaps {
+		if has, err := unix.PrctlRetInt(unix.PR_CAPBSET_READ, uintptr(i), 0, 0, 0); err == nil && has == 1 {
+			caps = append(caps, name)
 		}
 	}
-	return len(allCaps) - 1, nil
+	return caps
 }
 
 func resources(c Config) *specs.LinuxResources {

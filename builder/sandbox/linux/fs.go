@@ -3,6 +3,7 @@ package linux
 import (
 	"errors"
 	"fmt"
+	"os"
 	"path"
 	"path/filepath"
 	"slices"
@@ -319,9 +320,9 @@ func overlay(r sandbox.Root, attrs int) (int, error) {
 	// The mark of an earlier volatile mount that ended with its machine or
 	// just like that. What was written is there or it isn't; which of them is
 	// for the layer store to know.
-	mark := filepath.Join(r.Work, "work", "incompat")
-	_ = unix.Rmdir(filepath.Join(mark, "volatile"))
-	_ = unix.Rmdir(mark)
+	if err := os.RemoveAll(filepath.Join(r.Work, "work", "incompat")); err != nil {
+		return -1, err
+	}
 	// Volatile keeps the kernel from syncing the whole disk when the mount
 	// goes away; what needs to be durable is synced by who keeps it.
 	fd, err := newFS("overlay", "overlay", options(upper, work, "volatile"), attrs)
