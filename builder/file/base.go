@@ -188,28 +188,23 @@ func (j *judge) tree(ctx context.Context, in Input, c *plan.Copy, m match, dst s
 		// Its directories have the source's attributes in any case.
 		return true, nil
 	}
-	items, err := list(ctx, in, c, m)
-	if err != nil {
-		return false, err
-	}
-	for _, it := range items {
-		if it.rel == "." && m.entry.Type == layers.Dir {
-			continue
-		}
+	safe := true
+	err := walk(ctx, in, c, m, func(it *item) error {
 		p := dst
 		if it.rel != "." {
 			p = join(dst, it.rel)
 		}
+		isDir := it.entry.Type == layers.Dir
 		switch {
-		case it.parent && !(j.made(p) && !(odd && plain[p])):
-			return false, nil
-		case it.entry.Type == layers.Dir && !plain[p] && !ours(p):
-			return false, nil // perhaps it is a symlink
-		case it.entry.Type != layers.Dir && !ours(p) && (plain[p] || !strings.Contains(p, "/")):
-			return false, nil
+		case it.rel == "." && isDir:
+		case it.parent && !(j.made(p) && !(odd && plain[p])),
+			isDir && !plain[p] && !ours(p), // perhaps it is a symlink
+			!isDir && !ours(p) && (plain[p] || !strings.Contains(p, "/")):
+			safe = false
 		}
-	}
-	return true, nil
+		return nil
+	})
+	return safe, err
 }
 
 // Hinted is base (nil: empty) with the directories hints in it, and what leads

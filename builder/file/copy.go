@@ -126,20 +126,14 @@ func (k *copier) one(m match) error {
 	if err := t.mkdirAll(parent, k.newDirs()); err != nil {
 		return err
 	}
-	items, err := list(k.ctx, k.in, k.c, m)
-	if err != nil {
-		return err
-	}
 	links := map[linkID]*linked{}
-	for i := range items {
-		if i%4096 == 0 && k.ctx.Err() != nil {
+	n := 0
+	return walk(k.ctx, k.in, k.c, m, func(it *item) error {
+		if n++; n%4096 == 0 && k.ctx.Err() != nil {
 			return context.Cause(k.ctx)
 		}
-		if err := k.item(&items[i], dst, links); err != nil {
-			return err
-		}
-	}
-	return nil
+		return k.item(it, dst, links)
+	})
 }
 
 // isDirPath reports whether a destination is a directory as written.
@@ -225,6 +219,7 @@ func (k *copier) attributes(src layers.Entry) layers.Entry {
 	case src.Size == 0:
 		e.Inline, e.Digest = true, digest.FromBytes(nil)
 	default:
+		e.Digest = src.Digest
 		e.Origin = layers.Origin{Input: k.c.Input, Path: src.Path}
 	}
 	return e

@@ -33,12 +33,8 @@ func Digest(ctx context.Context, op *plan.File, i int, in Input) (digest.Digest,
 		h.number(uint64(len(matches)))
 		for _, m := range matches {
 			h.text(m.name)
-			items, err := list(ctx, in, c, m)
-			if err != nil {
-				return "", err
-			}
 			// A directory whose contents are taken gives them only.
-			if err := h.items(ctx, items, c.ContentsOnly); err != nil {
+			if err := h.match(ctx, c, m, c.ContentsOnly); err != nil {
 				return "", err
 			}
 		}
@@ -57,11 +53,7 @@ func PathDigest(ctx context.Context, in Input, path string) (digest.Digest, erro
 		return "", err
 	}
 	h := newHasher(in)
-	items, err := list(ctx, in, &plan.Copy{}, matches[0])
-	if err != nil {
-		return "", err
-	}
-	if err := h.items(ctx, items, false); err != nil {
+	if err := h.match(ctx, &plan.Copy{}, matches[0], false); err != nil {
 		return "", err
 	}
 	return h.digest(), nil
@@ -101,73 +93,105 @@ func (h *hasher) digest() digest.Digest {
 	return digest.NewDigest(digest.SHA256, h.h)
 }
 
-func (h *hasher) items(ctx context.Context, items []item, contentsOnly bool) error {
-	var files []int
-	for i := range items {
-		e := &items[i].entry
-		switch {
+// match hashes what c takes from a match.
+func (h *hasher) match(ctx context.Context, c *plan.Copy, m match, contentsOnly bool) error {
+	var items itemList
+	if err := walk(ctx, h.in, c, m, items.add); err != nil {
+		return err
+	}
+	var files []*item
+	// Other names of a file count only if they are taken, too: layers share
+	// files with each other that have one name in the tree.
+	names := map[linkID]int{}
+	for it := range items.all {
+		if it.link != (linkID{}) {
+			names[it.link]++
+		}
+		switch e := &it.entry; {
 		case e.Type != layers.Regular:
 		case e.Inline || e.Size == 0:
 			e.Digest = digest.FromBytes(e.Data)
 		case e.Digest == "":
-			files = append(files, i)
+			files = append(files, it)
 		}
 	}
 	err := digestAll(ctx, h.in.tree(), len(files),
-		func(i int) string { return items[files[i]].entry.Path },
-		func(i int, d digest.Digest) { items[files[i]].entry.Digest = d })
+		func(i int) string { return files[i].entry.Path },
+		func(i int, d digest.Digest) { files[i].entry.Digest = d })
 	if err != nil {
 		return err
 	}
-	// Other names count only if they are taken, too: layers share files with
-	// each other that have one name in the tree.
-	names := map[linkID]int{}
-	for i := range items {
-		if id := items[i].link; id != (linkID{}) {
-			names[id]++
-		}
-	}
 	links := map[linkID]uint64{}
-	h.number(uint64(len(items)))
-	for i := range items {
-		it := &items[i]
-		e := &it.entry
-		h.text(it.rel)
-		h.number(uint64(e.Type))
-		if contentsOnly && it.rel == "." && e.Type == layers.Dir {
-			continue
-		}
-		flags := uint64(0)
-		if it.parent {
-			flags = 1
-		}
-		h.number(uint64(e.Mode) | flags<<32)
-		if h.in.Owned {
-			h.number(uint64(e.UID))
-			h.number(uint64(e.GID))
-		}
-		switch e.Type {
-		case layers.Regular:
-			h.text(string(e.Digest))
-			n := uint64(0)
-			if names[it.link] > 1 {
-				if n = links[it.link]; n == 0 {
-					n = uint64(len(links)) + 1
-					links[it.link] = n
-				}
+	h.number(uint64(items.n))
+	for it := range items.all {
+		link := uint64(0)
+		if names[it.link] > 1 {
+			if link = links[it.link]; link == 0 {
+				link = uint64(len(links)) + 1
+				links[it.link] = link
 			}
-			h.number(n)
-		case layers.Symlink:
-			h.text(e.Link)
-		case layers.Char, layers.Block:
-			h.number(uint64(e.Major))
-			h.number(uint64(e.Minor))
 		}
-		h.number(uint64(len(e.Xattrs)))
-		for _, k := range sortedKeys(e.Xattrs) {
-			h.text(k)
-			h.text(e.Xattrs[k])
-		}
+		h.item(it, link, contentsOnly)
 	}
 	return nil
+}
+
+// item hashes a file; link numbers those that have several names.
+func (h *hasher) item(it *item, link uint64, contentsOnly bool) {
+	e := &it.entry
+	h.text(it.rel)
+	h.number(uint64(e.Type))
+	if contentsOnly && it.rel == "." && e.Type == layers.Dir {
+		return
+	}
+	flags := uint64(0)
+	if it.parent {
+		flags = 1
+	}
+	h.number(uint64(e.Mode) | flags<<32)
+	if h.in.Owned {
+		h.number(uint64(e.UID))
+		h.number(uint64(e.GID))
+	}
+	switch e.Type {
+	case layers.Regular:
+		h.text(string(e.Digest))
+		h.number(link)
+	case layers.Symlink:
+		h.text(e.Link)
+	case layers.Char, layers.Block:
+		h.number(uint64(e.Major))
+		h.number(uint64(e.Minor))
+	}
+	h.number(uint64(len(e.Xattrs)))
+	for _, k := range sortedKeys(e.Xattrs) {
+		h.text(k)
+		h.text(e.Xattrs[k])
+	}
+}
+
+// itemList holds many items without copying them as it grows.
+type itemList struct {
+	n      int
+	chunks [][]item
+}
+
+func (l *itemList) add(it *item) error {
+	if last := len(l.chunks) - 1; last < 0 || len(l.chunks[last]) == cap(l.chunks[last]) {
+		l.chunks = append(l.chunks, make([]item, 0, min(1024, max(8, l.n))))
+	}
+	c := &l.chunks[len(l.chunks)-1]
+	*c = append(*c, *it)
+	l.n++
+	return nil
+}
+
+func (l *itemList) all(yield func(*item) bool) {
+	for _, c := range l.chunks {
+		for i := range c {
+			if !yield(&c[i]) {
+				return
+			}
+		}
+	}
 }

@@ -167,7 +167,7 @@ type walker struct {
 	tree             Tree
 	include, exclude *patternmatcher.PatternMatcher
 	links            bool // look for hard links
-	items            []item
+	emit             func(*item) error
 	// parents are the directories above the current path.
 	parents []parent
 }
@@ -177,27 +177,27 @@ type parent struct {
 	taken bool
 }
 
-// list returns the files that c takes from a match, in the order of a walk.
-func list(ctx context.Context, in Input, c *plan.Copy, m match) ([]item, error) {
-	w := walker{ctx: ctx, tree: in.tree(), links: in.Owned}
+// walk calls emit for the files that c takes from a match, in the order of a
+// walk. The item is good until emit returns.
+func walk(ctx context.Context, in Input, c *plan.Copy, m match, emit func(*item) error) error {
+	w := walker{ctx: ctx, tree: in.tree(), links: in.Owned, emit: emit}
 	var err error
 	if len(c.Include) > 0 {
 		if w.include, err = patternmatcher.New(slices.Clone(c.Include)); err != nil {
-			return nil, fmt.Errorf("include %q: %w", c.Include, err)
+			return fmt.Errorf("include %q: %w", c.Include, err)
 		}
 	}
 	if len(c.Exclude) > 0 {
 		if w.exclude, err = patternmatcher.New(slices.Clone(c.Exclude)); err != nil {
-			return nil, fmt.Errorf("exclude %q: %w", c.Exclude, err)
+			return fmt.Errorf("exclude %q: %w", c.Exclude, err)
 		}
 	}
 	if m.entry.Type == layers.Dir && w.include == nil {
 		if err := preload(ctx, w.tree, m.entry.Path); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	err = w.visit(m.entry, ".", patternmatcher.MatchInfo{}, patternmatcher.MatchInfo{})
-	return w.items, err
+	return w.visit(&m.entry, ".", patternmatcher.MatchInfo{}, patternmatcher.MatchInfo{})
 }
 
 func preload(ctx context.Context, tree Tree, p string) error {
@@ -209,7 +209,7 @@ func preload(ctx context.Context, tree Tree, p string) error {
 	return nil
 }
 
-func (w *walker) visit(e layers.Entry, rel string, inInfo, exInfo patternmatcher.MatchInfo) error {
+func (w *walker) visit(e *layers.Entry, rel string, inInfo, exInfo patternmatcher.MatchInfo) error {
 	take, excluded := true, false
 	if rel != "." {
 		var err error
@@ -225,18 +225,22 @@ func (w *walker) visit(e layers.Entry, rel string, inInfo, exInfo patternmatcher
 		}
 		take = take && !excluded
 	}
-	it := item{rel: rel, entry: e}
+	it := item{rel: rel, entry: *e}
 	if take {
 		for i := range w.parents {
 			if p := &w.parents[i]; !p.taken {
 				p.item.parent, p.taken = true, true
-				w.items = append(w.items, p.item)
+				if err := w.emit(&p.item); err != nil {
+					return err
+				}
 			}
 		}
 		if w.links && e.Type == layers.Regular {
 			it.link = identify(w.tree, e.Path)
 		}
-		w.items = append(w.items, it)
+		if err := w.emit(&it); err != nil {
+			return err
+		}
 	}
 	if e.Type != layers.Dir {
 		return nil
@@ -255,8 +259,9 @@ func (w *walker) visit(e layers.Entry, rel string, inInfo, exInfo patternmatcher
 		return err
 	}
 	w.parents = append(w.parents, parent{it, take})
-	for _, c := range entries {
-		below := path.Base(c.Path)
+	for i := range entries {
+		c := &entries[i]
+		below := c.Path[strings.LastIndexByte(c.Path, '/')+1:]
 		if rel != "." {
 			below = rel + "/" + below
 		}

@@ -168,6 +168,9 @@ func (o *overlay) resolve(p string) (string, error) {
 // set puts an entry at p, whose parent is a directory, in place of what is
 // there. A directory over a directory keeps what is in it.
 func (o *overlay) set(p string, e layers.Entry) error {
+	if len(p) > maxPath {
+		return errLongPath(p)
+	}
 	name := path.Base(p)
 	if strings.HasPrefix(name, ".wh.") {
 		return fmt.Errorf("%s: no image can hold a file whose name begins with \".wh.\"; it is how layers tell what they remove", abs(p))

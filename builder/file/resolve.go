@@ -9,8 +9,13 @@ import (
 	"github.com/strake-build/strake/layers"
 )
 
-// maxLinks bounds the symlinks on the way to one path.
-const maxLinks = 255
+const (
+	// maxLinks bounds the symlinks on the way to one path.
+	maxLinks = 255
+	// maxPath is how long a path may be, in bytes: what Linux has in one
+	// system call.
+	maxPath = 4096
+)
 
 // Resolve follows the symlinks in path, and one at its end if followFinal is
 // set, as a process with the tree as its root would: no link leads out of it.
@@ -38,6 +43,9 @@ func resolve(tree looker, root, path string, followFinal bool) (string, layers.E
 		entry layers.Entry
 		links int
 	)
+	if len(path) > maxPath {
+		return "", entry, errLongPath(path)
+	}
 	at := func() string {
 		p := strings.Join(done, "/")
 		switch {
@@ -108,6 +116,10 @@ func resolve(tree looker, root, path string, followFinal bool) (string, layers.E
 		}
 	}
 	return at(), entry, nil
+}
+
+func errLongPath(p string) error {
+	return fmt.Errorf("%.50s…: a path of %d bytes is longer than %d", p, len(p), maxPath)
 }
 
 // split returns the components of a path that are more than "." and "".

@@ -60,6 +60,9 @@ func TestResolve(t *testing.T) {
 			t.Errorf("%q, follow %v: got %q, %v, %v", tt.path, tt.follow, got, e.Type, err)
 		}
 	}
+	if _, _, err := Resolve(tree, strings.Repeat("a/", 3000), true); err == nil || !strings.Contains(err.Error(), "longer than 4096") {
+		t.Errorf("long path: %v", err)
+	}
 	if _, _, err := Resolve(tree, "/loop/x", true); err == nil || !strings.Contains(err.Error(), "too many symbolic links") {
 		t.Errorf("loop: %v", err)
 	}

@@ -117,7 +117,8 @@ func (d *Dir) Lookup(path string) (layers.Entry, error) {
 	return n.entry(path), nil
 }
 
-// ReadDir returns the entries of a directory, sorted by name.
+// ReadDir returns the entries of a directory, sorted by name. Files whose digest
+// is known have it.
 func (d *Dir) ReadDir(dir string) ([]layers.Entry, error) {
 	n, err := d.find(dir)
 	if err != nil {
@@ -169,10 +170,10 @@ func (d *Dir) Digest(ctx context.Context, path string) (digest.Digest, error) {
 	if err != nil {
 		return "", err
 	}
-	if err := d.sum(ctx, n, path); err != nil {
+	if err := d.ensureSum(ctx, n, path); err != nil {
 		return "", err
 	}
-	return digest.NewDigestFromBytes(digest.SHA256, n.digest[:]), nil
+	return n.sum(), nil
 }
 
 // Digests hashes the files at the paths given, in parallel, so that Digest has
@@ -194,7 +195,7 @@ func (d *Dir) Digests(ctx context.Context, paths []string) error {
 		}
 	}
 	return parallel(ctx, d.o.Workers, len(files), func(ctx context.Context, i int) error {
-		return d.sum(ctx, files[i].n, files[i].path)
+		return d.ensureSum(ctx, files[i].n, files[i].path)
 	})
 }
 

@@ -14,8 +14,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sum makes sure that a file's digest is known.
-func (d *Dir) sum(ctx context.Context, n *node, path string) error {
+// ensureSum makes sure that a file's digest is known.
+func (d *Dir) ensureSum(ctx context.Context, n *node, path string) error {
 	if n.isHashed() {
 		return nil
 	}

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"hash/crc32"
 	"io"
 	"io/fs"
@@ -382,6 +383,13 @@ func (x *Index) merge() (err error) {
 	if base := mapBase(name); base != nil {
 		defer func() { err = errors.Join(err, unix.Munmap(base)) }()
 		old = base[headerSize:]
+		// As in search, for a disk that fails; the next build starts anew.
+		defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+		defer func() {
+			if r := recover(); r != nil {
+				err = errors.Join(fmt.Errorf("read %s: %v", name, r), os.Remove(name))
+			}
+		}()
 	}
 	// merged yields both lists in order of place, without the records of base
 	// that newer ones replace.

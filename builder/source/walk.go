@@ -4,16 +4,19 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"slices"
+	"sort"
 	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"unsafe"
 
+	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-build/strake/layers"
@@ -36,6 +39,14 @@ func (n *node) isHashed() bool { return atomic.LoadUint32(&n.hashed) == 1 }
 func (n *node) setDigest(sum [32]byte) {
 	n.digest = sum
 	atomic.StoreUint32(&n.hashed, 1)
+}
+
+// sum is the digest of a file that is hashed.
+func (n *node) sum() digest.Digest {
+	const prefix = "sha256:"
+	var b [len(prefix) + 64]byte
+	hex.Encode(b[copy(b[:], prefix):], n.digest[:])
+	return digest.Digest(b[:])
 }
 
 type rare struct {
@@ -116,6 +127,9 @@ func (n *node) entry(path string) layers.Entry {
 	}
 	if n.typ == layers.Regular {
 		e.Size = n.id.size
+		if n.isHashed() {
+			e.Digest = n.sum()
+		}
 	}
 	if n.typ == layers.Symlink {
 		e.Mode = 0o777
@@ -129,9 +143,11 @@ func (n *node) entry(path string) layers.Entry {
 	return e
 }
 
+// lookup finds a child. Nodes are not copied for it: their digests may just be
+// written.
 func lookup(children []node, name string) *node {
-	i, ok := slices.BinarySearchFunc(children, name, func(n node, name string) int { return strings.Compare(n.name, name) })
-	if !ok {
+	i := sort.Search(len(children), func(i int) bool { return children[i].name >= name })
+	if i == len(children) || children[i].name != name {
 		return nil
 	}
 	return &children[i]
