@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -111,6 +112,10 @@ func openStore(e *env, o registryOptions) (_ *store, err error) {
 		}
 	}()
 	tmp, err := root.TempDir("blobs-")
+	if errors.Is(err, syscall.ENOSPC) {
+		// Who wants to free some space needs none.
+		tmp, err = root.Path("tmp"), nil
+	}
 	if err != nil {
 		return nil, err
 	}
