@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/strake-build/strake/cache"
@@ -38,6 +39,7 @@ func (b *Builder) Build(ctx context.Context, r Request) ([]Result, error) {
 		fresh:    map[cache.Key]cache.Record{},
 		bindings: map[layers.ID]*vertex{},
 		pulls:    map[layers.ID]*vertex{},
+		blobs:    map[layers.ID]ocispec.Descriptor{},
 	}
 	for _, t := range r.Build.Targets {
 		if t.Step != nil {
@@ -59,6 +61,7 @@ func (b *Builder) Build(ctx context.Context, r Request) ([]Result, error) {
 				return err
 			}
 			results[i].Tree = tree
+			results[i].Blobs = bd.baseBlobs(tree)
 			bd.reportCached(bd.vertices[t.Step])
 			return nil
 		})
@@ -82,9 +85,10 @@ type build struct {
 	order    []*vertex
 
 	mu       sync.Mutex
-	fresh    map[cache.Key]cache.Record // made by this build
-	bindings map[layers.ID]*vertex      // recipe layers of this build's steps
-	pulls    map[layers.ID]*vertex      // layers of base images
+	fresh    map[cache.Key]cache.Record       // made by this build
+	bindings map[layers.ID]*vertex            // recipe layers of this build's steps
+	pulls    map[layers.ID]*vertex            // layers of base images
+	blobs    map[layers.ID]ocispec.Descriptor // what their manifests name for them
 }
 
 // vertex is a step in this build.

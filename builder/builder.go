@@ -13,6 +13,8 @@ import (
 	"context"
 	"sync"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/strake-build/strake/builder/sandbox"
 	"github.com/strake-build/strake/builder/sandbox/network"
 	"github.com/strake-build/strake/builder/source"
@@ -86,6 +88,8 @@ type Result struct {
 	// Sources gives contents of the tree that are not in the store yet. It
 	// is good until the context of the build ends.
 	Sources snapshot.Sources
+	// Blobs are what the manifests of base images name for layers of Tree.
+	Blobs map[layers.ID]ocispec.Descriptor
 }
 
 // slot waits for a place to run in, and returns what gives it back.

@@ -110,7 +110,11 @@ func (b *Builder) base(ctx context.Context, op *plan.Image) (*base, error) {
 	if found != nil {
 		return found, nil
 	}
-	img, err := b.Registry.Resolve(ctx, op.Ref+"@"+op.Digest.String(), op.Platform)
+	repository, err := registry.Repository(op.Ref)
+	if err != nil {
+		return nil, err
+	}
+	img, err := b.Registry.Resolve(ctx, repository+"@"+op.Digest.String(), op.Platform)
 	if err != nil {
 		return nil, err
 	}
@@ -124,6 +128,20 @@ type baseTree struct {
 	tree    layers.Tree
 	diffIDs []digest.Digest
 	config  ocispec.Image
+	blobs   []ocispec.Descriptor // of the manifest; nil for a stored image
+}
+
+// baseBlobs returns what the manifests of base images name for layers of t.
+func (bd *build) baseBlobs(t layers.Tree) map[layers.ID]ocispec.Descriptor {
+	bd.mu.Lock()
+	defer bd.mu.Unlock()
+	blobs := map[layers.ID]ocispec.Descriptor{}
+	for _, id := range t {
+		if desc, ok := bd.blobs[id]; ok {
+			blobs[id] = desc
+		}
+	}
+	return blobs
 }
 
 func (bd *build) baseTree(ctx context.Context, v *vertex) (*baseTree, error) {
@@ -133,8 +151,11 @@ func (bd *build) baseTree(ctx context.Context, v *vertex) (*baseTree, error) {
 			return nil, bd.stepError(v, err)
 		}
 		bd.mu.Lock()
-		for _, id := range bt.tree {
+		for i, id := range bt.tree {
 			bd.pulls[id] = v
+			if bt.blobs != nil {
+				bd.blobs[id] = bt.blobs[i]
+			}
 		}
 		bd.mu.Unlock()
 		return bt, nil
@@ -155,6 +176,7 @@ func (bd *build) openBase(ctx context.Context, op *plan.Image) (*baseTree, error
 		return bt, nil
 	}
 	descs := found.pull.Manifest.Layers
+	bt.blobs = descs
 	if len(descs) != len(bt.diffIDs) {
 		return nil, fmt.Errorf("%s: manifest has %d layers, configuration %d", op.Ref, len(descs), len(bt.diffIDs))
 	}

@@ -20,6 +20,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/layers/snapshot"
@@ -34,6 +36,8 @@ type Image struct {
 	Target  plan.Target
 	Tree    layers.Tree
 	Sources snapshot.Sources
+	// Blobs are what the manifests of base images name for layers of Tree.
+	Blobs map[layers.ID]ocispec.Descriptor
 }
 
 // Exporter delivers images.
@@ -132,13 +136,20 @@ func (x *run) status(format string, args ...any) {
 	x.event(progress.Event{Kind: progress.Status, Action: fmt.Sprintf(format, args...)})
 }
 
+// packOptions says how the layers of an image are packed.
+func (x *run) packOptions(img Image) image.PackOptions {
+	o := x.o.Pack
+	o.Blobs = img.Blobs
+	return o
+}
+
 // pack makes manifests of all images.
 func (x *run) pack(ctx context.Context) ([]*image.Packed, error) {
 	x.status("exporting layers")
 	packed := make([]*image.Packed, len(x.images))
 	for i, img := range x.images {
 		var err error
-		if packed[i], err = x.Packer.Build(ctx, img.Target.Image, img.Tree, x.o.Pack, x.created, x.o.Annotations, img.Sources); err != nil {
+		if packed[i], err = x.Packer.Build(ctx, img.Target.Image, img.Tree, x.packOptions(img), x.created, x.o.Annotations, img.Sources); err != nil {
 			return nil, err
 		}
 		x.status("exporting manifest %s", packed[i].Desc.Digest)
@@ -183,7 +194,7 @@ func (x *run) image(ctx context.Context) (map[string]any, error) {
 	} else {
 		x.status("exporting layers")
 		for _, img := range x.images {
-			c, err := x.Packer.Config(ctx, img.Target.Image, img.Tree, x.o.Pack, x.created, img.Sources)
+			c, err := x.Packer.Config(ctx, img.Target.Image, img.Tree, x.packOptions(img), x.created, img.Sources)
 			if err != nil {
 				return nil, err
 			}
@@ -210,7 +221,7 @@ func (x *run) store(configs [][]byte) error {
 	var stored []image.Image
 	for i, img := range x.images {
 		id := digest.FromBytes(configs[i])
-		stored = append(stored, image.Image{ID: id, Platform: img.Target.Platform, Tree: img.Tree, Pack: x.o.Pack})
+		stored = append(stored, image.Image{ID: id, Platform: img.Target.Platform, Tree: img.Tree, Pack: x.packOptions(img)})
 		x.status("writing image %s", id)
 	}
 	if err := x.Images.Put(x.o.Names, stored, configs, ""); err != nil {

@@ -192,7 +192,7 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	}
 	var images []export.Image
 	for _, r := range results {
-		images = append(images, export.Image{Target: r.Target, Tree: r.Tree, Sources: r.Sources})
+		images = append(images, export.Image{Target: r.Target, Tree: r.Tree, Sources: r.Sources, Blobs: r.Blobs})
 	}
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Registry: s.client, Stdout: e.stdout, Progress: display.Event}
 	metadata := map[string]any{}
