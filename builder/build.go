@@ -103,7 +103,7 @@ type vertex struct {
 	key    future[cache.Key]
 	result future[cache.Record]
 	base   future[*baseTree] // of an Image
-	fetch  future[*fetched]  // of HTTP and Git
+	remote future[string]    // of HTTP and Git: see remote
 	whole  *vertex           // of a Local: see copyAll
 
 	mu       sync.Mutex
@@ -118,7 +118,7 @@ func newVertex(s *plan.Step, id string, inputs []*vertex) *vertex {
 		key:    newFuture[cache.Key](),
 		result: newFuture[cache.Record](),
 		base:   newFuture[*baseTree](),
-		fetch:  newFuture[*fetched](),
+		remote: newFuture[string](),
 	}
 }
 
@@ -277,10 +277,8 @@ func (bd *build) run(ctx context.Context, v *vertex, key cache.Key) (_ cache.Rec
 		outputs, err = bd.merge(ctx, v)
 	case *plan.Diff:
 		outputs, err = bd.diff(ctx, v)
-	case *plan.HTTP:
-		outputs, err = bd.http(ctx, v, op)
-	case *plan.Git:
-		outputs, err = bd.git(ctx, v, op)
+	case *plan.HTTP, *plan.Git:
+		outputs, err = bd.fetch(ctx, v)
 	default:
 		err = fmt.Errorf("%T steps are not run", op)
 	}

@@ -18,6 +18,8 @@ import (
 	"github.com/strake-build/strake/builder/sandbox"
 	"github.com/strake-build/strake/builder/sandbox/network"
 	"github.com/strake-build/strake/builder/source"
+	"github.com/strake-build/strake/builder/source/gitsource"
+	"github.com/strake-build/strake/builder/source/httpsource"
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/internal/flight"
 	"github.com/strake-build/strake/layers"
@@ -43,6 +45,9 @@ type Builder struct {
 	Registry *registry.Client
 	// Images is where base images are looked for before the registry.
 	Images *image.Store
+	// HTTP and Git fetch remote sources; nil: there are none.
+	HTTP *httpsource.Client
+	Git  *gitsource.Client
 	// Slots is how many steps run at once. 0 is 16 and two more for each
 	// processor: steps wait for networks and disks as well.
 	Slots int

@@ -57,18 +57,12 @@ func (bd *build) key(ctx context.Context, v *vertex) (cache.Key, error) {
 				return "", bd.stepError(v, err)
 			}
 			return hashKey("local", d.String()), nil
-		case *plan.HTTP:
-			f, err := bd.fetched(ctx, v, op)
+		case *plan.HTTP, *plan.Git:
+			id, err := bd.remote(ctx, v)
 			if err != nil {
 				return "", err
 			}
-			return hashKey("http", string(plan.Canonical(op)), f.identity), nil
-		case *plan.Git:
-			f, err := bd.cloned(ctx, v, op)
-			if err != nil {
-				return "", err
-			}
-			return hashKey("git", string(plan.Canonical(op)), f.identity), nil
+			return hashKey(string(plan.Canonical(op)), id), nil
 		}
 		ids, err := bd.identities(ctx, v)
 		if err != nil {

@@ -3,28 +3,76 @@ package builder
 import (
 	"context"
 	"errors"
+	"os"
 
+	"github.com/strake-build/strake/builder/source"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/plan"
 )
 
-// fetched is what an HTTP or Git op stands for now.
-type fetched struct {
-	identity string // of the content
+// remote returns what an HTTP or Git op stands for now: the digest of the file,
+// or the commit. It is asked for once a build, and enters the key.
+func (bd *build) remote(ctx context.Context, v *vertex) (string, error) {
+	return v.remote.get(func() (string, error) {
+		id, err := bd.resolveRemote(ctx, v.step.Op)
+		if err != nil {
+			bd.started(v)
+			bd.done(v, err)
+		}
+		return id, bd.stepError(v, err)
+	})
 }
 
-func (bd *build) fetched(ctx context.Context, v *vertex, op *plan.HTTP) (*fetched, error) {
-	return nil, bd.stepError(v, errors.New("http sources are not supported"))
+func (bd *build) resolveRemote(ctx context.Context, op plan.Op) (string, error) {
+	switch op := op.(type) {
+	case *plan.HTTP:
+		if bd.b.HTTP == nil {
+			return "", errors.New("http sources are not available")
+		}
+		d, err := bd.b.HTTP.Resolve(ctx, op)
+		return d.String(), err
+	case *plan.Git:
+		if bd.b.Git == nil {
+			return "", errors.New("git sources are not available")
+		}
+		return bd.b.Git.Resolve(ctx, op)
+	}
+	return "", errors.New("not a remote source")
 }
 
-func (bd *build) cloned(ctx context.Context, v *vertex, op *plan.Git) (*fetched, error) {
-	return nil, bd.stepError(v, errors.New("git sources are not supported"))
+// fetch makes the tree of an HTTP or Git op: one layer.
+func (bd *build) fetch(ctx context.Context, v *vertex) (_ []layers.Tree, err error) {
+	bd.started(v)
+	defer func() {
+		err = bd.stepError(v, err)
+		bd.done(v, err)
+	}()
+	dir, err := bd.b.Root.TempDir("fetch-")
+	if err != nil {
+		return nil, err
+	}
+	defer os.RemoveAll(dir)
+	entries, err := bd.fetchEntries(ctx, v, dir)
+	if err != nil {
+		return nil, err
+	}
+	id, err := bd.b.Layers.AddEntries(ctx, entries, func(e layers.Entry) (string, error) { return e.Origin.Staged, nil })
+	if err != nil {
+		return nil, err
+	}
+	return []layers.Tree{{id}}, nil
 }
 
-func (bd *build) http(ctx context.Context, v *vertex, op *plan.HTTP) ([]layers.Tree, error) {
-	return nil, errors.New("http sources are not supported")
-}
-
-func (bd *build) git(ctx context.Context, v *vertex, op *plan.Git) ([]layers.Tree, error) {
-	return nil, errors.New("git sources are not supported")
+func (bd *build) fetchEntries(ctx context.Context, v *vertex, dir string) ([]layers.Entry, error) {
+	if op, ok := v.step.Op.(*plan.HTTP); ok {
+		return bd.b.HTTP.Fetch(ctx, op, dir)
+	}
+	commit, err := bd.remote(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	if err := bd.b.Git.Checkout(ctx, v.step.Op.(*plan.Git), commit, dir); err != nil {
+		return nil, err
+	}
+	return source.Staged(ctx, dir)
 }

@@ -35,6 +35,21 @@ func processEnv() *env {
 	return &env{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, lookup: os.LookupEnv}
 }
 
+// gitEnv is what git may see of the environment: how to reach remotes, and the
+// programs it needs.
+func (e *env) gitEnv() []string {
+	var vars []string
+	for _, name := range []string{
+		"PATH", "SSH_AUTH_SOCK", "SSL_CERT_FILE", "SSL_CERT_DIR",
+		"http_proxy", "https_proxy", "no_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "ALL_PROXY",
+	} {
+		if v := e.getenv(name); v != "" {
+			vars = append(vars, name+"="+v)
+		}
+	}
+	return vars
+}
+
 // getenv is os.Getenv.
 func (e *env) getenv(name string) string {
 	v, _ := e.lookup(name)

@@ -19,6 +19,8 @@ import (
 	"github.com/strake-build/strake/builder/sandbox/oci"
 	"github.com/strake-build/strake/builder/sandbox/rootless"
 	"github.com/strake-build/strake/builder/source"
+	"github.com/strake-build/strake/builder/source/gitsource"
+	"github.com/strake-build/strake/builder/source/httpsource"
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/layers/compress"
@@ -215,9 +217,14 @@ func (s *store) builder(o sandboxOptions, e *env) (*builder.Builder, error) {
 	if err != nil {
 		return nil, err
 	}
+	http, err := httpsource.Open(s.Path("http"), httpsource.Options{})
+	if err != nil {
+		return nil, err
+	}
 	return &builder.Builder{
 		Root: s.Root, Layers: s.layers, Blobs: s.blobs, Cache: c, Index: index,
 		Runner: runner, Network: net, Registry: s.client, Images: s.images, Rootless: s.mode.Rootless,
+		HTTP: http, Git: &gitsource.Client{Env: e.gitEnv()},
 	}, nil
 }
 
