@@ -66,7 +66,6 @@ func Apply(ctx context.Context, dir string, r io.Reader, o ApplyOptions) (err er
 	}
 	a := &applier{
 		o:       o,
-		euid:    os.Geteuid(),
 		dirs:    map[string]*dirMeta{},
 		handles: map[string]*handle{},
 		jobs:    make(chan fileJob, 64),
@@ -82,6 +81,12 @@ func Apply(ctx context.Context, dir string, r io.Reader, o ApplyOptions) (err er
 	a.root = &handle{fd: fd, real: "."}
 	defer unix.Close(fd)
 	defer a.closeHandles()
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return &os.PathError{Op: "stat", Path: dir, Err: err}
+	}
+	a.own = owner{uid: os.Geteuid(), gid: os.Getegid()}
+	a.owned = int(st.Gid) == a.own.gid
 	// The modes of directories come last. Until then no set-group-ID bit of
 	// the root gives files its group.
 	if err := unix.Fchmod(fd, 0o700); err != nil {
@@ -111,9 +116,13 @@ func Apply(ctx context.Context, dir string, r io.Reader, o ApplyOptions) (err er
 // who know nothing but the open file.
 type applier struct {
 	o      ApplyOptions
-	euid   int
 	osRoot *os.Root // for removing trees
 	root   *handle
+
+	own owner // of this process
+	// owned: what is made here has that owner. (Otherwise the file system may
+	// give files the group of their directory.)
+	owned bool
 
 	entries, size int64
 	buf           []byte // for content that is not handed over
@@ -459,6 +468,7 @@ func (a *applier) finishDirs(ctx context.Context) error {
 			return fmt.Errorf("%s: %w", real, err)
 		}
 	}
+	a.owned = false // the caller made it
 	if err := a.setDir(a.root.fd, a.dirs["."]); err != nil {
 		return fmt.Errorf("the root: %w", err)
 	}

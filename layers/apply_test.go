@@ -361,7 +361,13 @@ func TestApplyUnprivileged(t *testing.T) {
 			layer := filepath.Join(dir, "layer")
 			exe := filepath.Join(dir, "test")
 			self, err := os.ReadFile("/proc/self/exe")
-			must(t, err, os.Chmod(dir, 0o755), os.Mkdir(layer, 0o755), os.Chown(layer, 65534, 65534), os.WriteFile(exe, self, 0o755))
+			must(t, err, os.Chmod(dir, 0o755), os.Mkdir(layer, 0o755), os.Chown(layer, 65534, 65534))
+			// No other test may fork while the program is open for writing:
+			// the child would have it open too, and exec refuse it.
+			syscall.ForkLock.RLock()
+			err = os.WriteFile(exe, self, 0o755)
+			syscall.ForkLock.RUnlock()
+			must(t, err)
 			cmd := exec.Command(exe, "-test.run=^TestHelperApply$", "-test.v")
 			cmd.Env = append(os.Environ(), "STRAKE_TEST_LAYER="+layer)
 			cmd.Dir = "/"

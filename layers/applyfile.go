@@ -153,7 +153,7 @@ func writeAll(fd int, b []byte, at int64) error {
 func (a *applier) setMeta(fd int, dir bool, m *meta) error {
 	mode := m.mode
 	record := false
-	if a.o.RecordOwners && a.euid != 0 {
+	if a.o.RecordOwners && a.own.uid != 0 {
 		// We must be able to read it later, and nothing but the mode lets us.
 		need := uint32(0o400)
 		if dir {
@@ -171,11 +171,12 @@ func (a *applier) setMeta(fd int, dir bool, m *meta) error {
 			return err
 		}
 	}
-	if err := unix.Fchown(fd, m.uid, m.gid); err != nil {
-		if !a.ownerRefused(err) {
+	if !a.owned || m.uid != a.own.uid || m.gid != a.own.gid {
+		err := unix.Fchown(fd, m.uid, m.gid)
+		if err != nil && !a.ownerRefused(err) {
 			return fmt.Errorf("set owner %d:%d: %w", m.uid, m.gid, err)
 		}
-		record = true
+		record = record || err != nil
 	}
 	if record {
 		value := owner{m.uid, m.gid, m.mode}.String()

@@ -171,7 +171,7 @@ func apply(t testing.TB, data []byte, o ApplyOptions) string {
 }
 
 func opener(dir string) func(Entry) (io.ReadCloser, error) {
-	return func(e Entry) (io.ReadCloser, error) { return os.Open(filepath.Join(dir, e.Path)) }
+	return func(e Entry) (io.ReadCloser, error) { return OpenFile(filepath.Join(dir, e.Path)) }
 }
 
 // tarOf writes a layer directory.
