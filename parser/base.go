@@ -278,6 +278,13 @@ func (t *target) contextBase(ctx context.Context, name string, c *Context, p oci
 	case c.Step != nil:
 		b.step = c.Step
 		loaded = c.Step.Name
+		if c.Config != nil {
+			if err := json.Unmarshal(c.Config, &b.image); err != nil {
+				return nil, fmt.Errorf("context %s: image configuration: %w", name, err)
+			}
+			b.image.Created, b.image.RootFS = nil, ocispec.RootFS{Type: "layers"}
+			return b, nil
+		}
 	case c.Local != "":
 		b.op = &plan.Local{Name: c.Local, Exclude: c.Exclude, IgnoreFile: c.IgnoreFile}
 		b.name = loaded

@@ -128,3 +128,16 @@ func (g *gitSource) setQuery(query url.Values) error {
 	}
 	return nil
 }
+
+// Git reads a build context that is a git repository, written as the source of
+// an ADD is. ok is false if it is something else.
+func Git(src string) (op *plan.Git, ok bool, err error) {
+	g, ok, err := parseGit(src)
+	if !ok || err != nil {
+		return nil, ok, err
+	}
+	if g.keepGitDir != nil {
+		g.op.KeepGitDir = *g.keepGitDir
+	}
+	return &g.op, true, nil
+}

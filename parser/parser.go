@@ -73,8 +73,11 @@ type Context struct {
 	// Exclude and IgnoreFile are the directory's ignore patterns.
 	Exclude    []string
 	IgnoreFile string
-	// Step is anything else (git, http).
+	// Step is anything else (git, http, the result of another build).
 	Step *plan.Step
+	// Config is the image configuration that goes with Step; nil if there is
+	// none.
+	Config []byte
 }
 
 // Options says what to build of a file, and how. The zero value builds the last
