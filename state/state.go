@@ -125,6 +125,8 @@ func (r *Root) looksOurs() (bool, error) {
 		case name == "lost+found", name == versionFile, strings.HasPrefix(name, tempPrefix):
 			// A mount point, damage, or another process that makes
 			// this store right now.
+		case name == tmpDir && len(names(r.Path(tmpDir))) == 0:
+			// Whoever starts a daemon may have made it a TMPDIR.
 		default:
 			empty = false
 		}
