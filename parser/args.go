@@ -91,7 +91,7 @@ func (t *target) openEpoch() error {
 	}
 	seconds, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
-		return fmt.Errorf("%s=%s: not a number of seconds since 1970", epochArg, shorten(value))
+		return fmt.Errorf("invalid %s: %s", epochArg, shorten(value))
 	}
 	epoch := time.Unix(seconds, 0).UTC()
 	t.epoch = &epoch

@@ -77,7 +77,7 @@ type base struct {
 // of images may ask for more of them.
 func (t *target) resolve(ctx context.Context) error {
 	for {
-		reached := reachable(t.final)
+		reached := t.reached()
 		var todo []*stage
 		for _, s := range slices.Concat(t.stages, t.extern) {
 			if reached[s] && s.base == nil && s.resolved == nil {

@@ -61,17 +61,23 @@ func planBuild(ctx context.Context, f *File, o *Options) (*plan.Build, error) {
 		})
 	}
 	if err := g.Wait(); err != nil {
-		return nil, firstCause(ctx, errs)
+		var found []plan.Warning
+		for _, t := range targets {
+			if t != nil {
+				found = append(found, t.warnings...)
+			}
+		}
+		return &plan.Build{Warnings: sortWarnings(found)}, firstCause(ctx, errs)
 	}
 
 	out := &plan.Build{}
 	for _, t := range targets {
 		pt, err := t.plan()
+		out.Warnings = append(out.Warnings, t.warnings...)
 		if err != nil {
-			return nil, err
+			return &plan.Build{Warnings: sortWarnings(out.Warnings)}, err
 		}
 		out.Targets = append(out.Targets, pt)
-		out.Warnings = append(out.Warnings, t.warnings...)
 	}
 	out.Warnings = sortWarnings(out.Warnings)
 	return out, nil
@@ -167,38 +173,35 @@ func newTarget(ctx context.Context, b *builder, p ocispec.Platform) (*target, er
 		builder: b, platform: p, implicit: len(b.o.Platforms) == 0, multi: len(b.o.Platforms) > 1,
 		budget: &budget{}, byName: map[string]*stage{}, proxy: proxyEnv(b.args),
 	}
-	if p.OS == "windows" {
-		return nil, fmt.Errorf("platform %s: images for Windows can't be built", platforms.FormatAll(p))
-	}
 	if err := t.openLinter(); err != nil {
-		return nil, err
+		return t, err
 	}
 	var err error
 	if t.syntax, err = b.file.read(t.lint); err != nil {
-		return nil, err
+		return t, err
 	}
 	t.expander = newExpander(t.syntax.escape, t.budget)
 	t.display = t.expander.display()
 	t.lintStageNames()
 	t.lintCasing()
 	if err := t.openArgs(); err != nil {
-		return nil, err
+		return t, err
 	}
 	if err := t.openStages(); err != nil {
-		return nil, err
+		return t, err
 	}
 	if err := t.openFinal(); err != nil {
-		return nil, err
+		return t, err
 	}
 	if err := t.link(); err != nil {
-		return nil, err
+		return t, err
 	}
 	return t, t.resolve(ctx)
 }
 
 // plan makes the steps.
 func (t *target) plan() (plan.Target, error) {
-	reached := reachable(t.final)
+	reached := t.reached()
 	for _, s := range slices.Concat(t.stages, t.extern) {
 		if reached[s] && s.base == nil {
 			if err := s.open(); err != nil {
@@ -219,6 +222,17 @@ func (t *target) plan() (plan.Target, error) {
 		return plan.Target{}, err
 	}
 	return t.finish(), nil
+}
+
+// reached are the stages that are planned.
+func (t *target) reached() map[*stage]bool {
+	reached := reachable(t.final)
+	if t.o.AllStages {
+		for _, s := range t.stages {
+			maps.Copy(reached, reachable(s))
+		}
+	}
+	return reached
 }
 
 // finish gives the target its image.
@@ -268,7 +282,7 @@ func (t *target) openFinal() error {
 		t.final = t.stages[n]
 		return nil
 	}
-	err := t.file.fault(nil, fmt.Errorf("target stage %q: no stage of that name", name))
+	err := t.file.fault(nil, fmt.Errorf("target stage %q could not be found", name))
 	if err.Hint = didYouMean(name, t.stageNames()); err.Hint == "" {
 		err.Hint = stageList(t.stageNames())
 	}

@@ -50,7 +50,7 @@ func (s *stage) copyFiles(c *instructions.CopyCommand) error {
 	}
 	from := s.current.sources[0]
 	if !from.done {
-		e := s.t.errorf(c, "COPY --from=%s: the stage comes after this one", c.From)
+		e := s.t.errorf(c, "cannot copy from stage %q, it needs to be defined before current stage %q", c.From, s.Name)
 		e.Hint = "a stage can only use stages before it"
 		return mark(e, c.From)
 	}
@@ -299,12 +299,12 @@ func owner(s string) (*plan.Owner, bool) {
 func chmod(s string) (string, error) {
 	if n, err := strconv.ParseUint(s, 8, 32); err == nil {
 		if n > 0o7777 {
-			return "", errOctal
+			return "", badMode(s)
 		}
 		return fmt.Sprintf("%04o", n), nil
 	}
 	if strings.ContainsAny(s[:1], "0123456789") {
-		return "", errOctal
+		return "", badMode(s)
 	}
 	if _, err := mode.Parse(s); err != nil {
 		return "", errors.New(`a mode is octal, such as 0755, or symbolic, such as u+x,go-w`)
@@ -312,7 +312,9 @@ func chmod(s string) (string, error) {
 	return s, nil
 }
 
-var errOctal = errors.New("an octal mode is between 0 and 07777")
+func badMode(s string) error {
+	return fmt.Errorf("invalid chmod parameter: '%s'. it should be octal string and between 0 and 07777", shorten(s))
+}
 
 func isURL(src string) bool {
 	return strings.HasPrefix(src, "http://") || strings.HasPrefix(src, "https://")

@@ -76,6 +76,19 @@ func mark(e *plan.Error, word string) *plan.Error {
 	return e
 }
 
+// InstructionError is an error in the syntax of one instruction.
+type InstructionError struct {
+	Line int // where it begins
+	Err  error
+}
+
+func (e *InstructionError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *InstructionError) Unwrap() error { return e.Err }
+
+const parseErrorPrefix = "dockerfile parse error on line "
+
 // syntaxFault turns an error of the syntax packages into ours.
 func (f *File) syntaxFault(err error) *plan.Error {
 	var located *bparser.LocationError
@@ -90,6 +103,11 @@ func (f *File) syntaxFault(err error) *plan.Error {
 	}
 	if text == "no build stage in current context" {
 		message = errors.New("there is no FROM before this instruction")
+	}
+	if line := 0; strings.HasPrefix(err.Error(), parseErrorPrefix) {
+		if _, serr := fmt.Sscanf(err.Error(), parseErrorPrefix+"%d", &line); serr == nil {
+			message = &InstructionError{Line: line, Err: message}
+		}
 	}
 	e := f.fault(loc, message)
 	e.Hint = hint

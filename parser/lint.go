@@ -30,13 +30,18 @@ func (t *target) openLinter() error {
 	if err != nil {
 		return t.file.fault(loc, fmt.Errorf("check=%s: %w", shorten(text), err))
 	}
-	config.Warn = func(rule, description, url, text string, loc []bparser.Range) {
-		t.warnings = append(t.warnings, plan.Warning{
-			Rule: rule, Text: shorten(text), Detail: description, URL: url, Source: t.file.sourceAt(loc),
-		})
-	}
+	config.Warn = t.file.warn(&t.warnings)
 	t.lint = linter.New(config)
 	return nil
+}
+
+// warn makes a linter add its findings to a list.
+func (f *File) warn(to *[]plan.Warning) linter.LintWarnFunc {
+	return func(rule, description, url, text string, loc []bparser.Range) {
+		*to = append(*to, plan.Warning{
+			Rule: rule, Text: shorten(text), Detail: description, URL: url, Source: f.sourceAt(loc),
+		})
+	}
 }
 
 // lintFailed is the error if there are warnings and "# check=error=true".
@@ -51,8 +56,8 @@ func (t *target) lintFailed() error {
 	first := sortWarnings(t.warnings)[0]
 	return &plan.Error{
 		Source: first.Source,
-		Err:    fmt.Errorf("check: %s: %s", strings.Join(sortedKeys(rules), ", "), first.Text),
-		Hint:   "the file asks for warnings to be errors",
+		Err:    fmt.Errorf("lint violation found for rules: %s", strings.Join(sortedKeys(rules), ", ")),
+		Hint:   first.Text + "; the file asks for warnings to be errors",
 	}
 }
 

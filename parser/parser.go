@@ -27,29 +27,34 @@ import (
 // File is a build file. It is not changed by planning, and several plans may be
 // made of it at once.
 type File struct {
-	source *plan.SourceFile
-	stages []string
+	source   *plan.SourceFile
+	stages   []string
+	warnings []plan.Warning // of a file that can't be parsed
 }
 
 // Parse parses a build file. name is what messages call it. Errors are
-// *plan.Error.
+// *plan.Error; the file that comes with one has nothing but Warnings.
 func Parse(name string, data []byte) (*File, error) {
 	f := &File{source: &plan.SourceFile{Name: name, Data: data}}
 	if err := f.checkText(data, nil); err != nil {
-		return nil, err
+		return f, err
 	}
 	if err := f.checkSyntaxDirective(); err != nil {
-		return nil, err
+		return f, err
 	}
-	s, err := f.read(linter.New(&linter.Config{}))
+	s, err := f.read(linter.New(&linter.Config{Warn: f.warn(&f.warnings)}))
 	if err != nil {
-		return nil, err
+		return f, err
 	}
+	f.warnings = nil
 	for _, stage := range s.stages {
 		f.stages = append(f.stages, stage.Name)
 	}
 	return f, nil
 }
+
+// Warnings are the findings about a file up to where it can't be parsed.
+func (f *File) Warnings() []plan.Warning { return sortWarnings(f.warnings) }
 
 // Stages returns the names of the stages ("" where there is none), in order.
 func (f *File) Stages() []string { return append([]string(nil), f.stages...) }
@@ -84,6 +89,7 @@ type Context struct {
 // stage for this machine's platform.
 type Options struct {
 	Target        string             // stage name or number
+	AllStages     bool               // look at stages that the target doesn't need, too
 	Args          map[string]string  // --build-arg
 	Platforms     []ocispec.Platform // empty: BuildPlatform
 	BuildPlatform ocispec.Platform   // of this machine; required
@@ -111,7 +117,8 @@ type Options struct {
 	Resolve func(ctx context.Context, ref string, platform ocispec.Platform) (Resolved, error)
 }
 
-// Plan makes a plan of the file. Errors about the file are *plan.Error. A
+// Plan makes a plan of the file. Errors about the file are *plan.Error; the
+// build that comes with one has the warnings found until then, and no targets. A
 // flag or instruction that is not supported is an error, never ignored.
 //
 // Equal steps of the targets are one *plan.Step. Times in the image are those

@@ -148,6 +148,12 @@ func (s *stage) dispatch(c command) error {
 	if err := s.expandCommand(c.Command); err != nil {
 		return err
 	}
+	if s.base != nil && s.platformOr().OS == "windows" {
+		switch c.Command.(type) {
+		case *instructions.RunCommand, *instructions.WorkdirCommand:
+			return s.t.errorf(c, "%s for Windows is not supported", strings.ToUpper(c.Name()))
+		}
+	}
 	switch c := c.Command.(type) {
 	case *instructions.RunCommand:
 		return s.runStep(c)

@@ -54,7 +54,7 @@ func (t *target) newStage(index int, st instructions.Stage) (*stage, error) {
 	}
 	t.lintUndefinedInFrom(name, st.Location, lint)
 	if name.Result == "" {
-		e := t.file.fault(st.Location, fmt.Errorf("FROM %s: the name of the base image is empty", st.BaseName))
+		e := t.file.fault(st.Location, fmt.Errorf("base name (%s) should not be blank", st.BaseName))
 		e.Hint = t.undefinedHint(name.Unmatched)
 		return nil, mark(e, st.BaseName)
 	}
@@ -106,14 +106,11 @@ func (s *stage) openPlatform(lint *linter.Linter) error {
 		return mark(e, flag)
 	}
 	if res.Result == "" {
-		return fault(fmt.Errorf("FROM --platform=%s: the platform is empty", flag))
+		return fault(fmt.Errorf("empty platform value from expression %s", flag))
 	}
 	p, err := platforms.Parse(res.Result)
 	if err != nil {
-		return fault(fmt.Errorf("FROM --platform=%s: %q is no platform", flag, shorten(res.Result)))
-	}
-	if p.OS == "windows" {
-		return fault(fmt.Errorf("FROM --platform=%s: images for Windows can't be built", flag))
+		return fault(fmt.Errorf("failed to parse platform %s: %w", shorten(flag), err))
 	}
 	s.platform = &p
 	return nil

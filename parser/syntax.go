@@ -39,7 +39,7 @@ func (f *File) read(lint *linter.Linter) (*syntax, error) {
 		return nil, f.syntaxFault(err)
 	}
 	if len(stages) == 0 {
-		return nil, f.fault(nil, errors.New("no FROM: the file has no stage to build"))
+		return nil, f.fault(nil, errors.New("dockerfile contains no stages to build"))
 	}
 	if len(stages) > maxStages {
 		return nil, f.fault(stages[maxStages].Location, fmt.Errorf("more than %d stages", maxStages))

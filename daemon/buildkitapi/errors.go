@@ -2,15 +2,21 @@ package buildkitapi
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
+	"fmt"
+	"io/fs"
+	"regexp"
 	"strings"
 
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
 
 	"github.com/strake-build/strake/builder"
+	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/plan"
 )
 
@@ -28,6 +34,9 @@ func clientError(err error) error {
 	var step *builder.StepError
 	if errors.As(err, &step) {
 		inner := clientText(step.Err)
+		if _, ok := step.Step.Op.(*plan.File); ok && errors.Is(err, fs.ErrNotExist) {
+			inner = fmt.Errorf("failed to compute cache key: failed to calculate checksum of ref %s: %w", stepName(step.Step), inner)
+		}
 		if step.Exit != 0 {
 			inner = &gwpb.ExitError{ExitCode: uint32(step.Exit), Err: inner}
 		}
@@ -43,14 +52,21 @@ func clientText(err error) error {
 		return err
 	}
 	text := e.Err.Error()
+	var syntax *parser.InstructionError
+	if errors.As(e.Err, &syntax) {
+		text = fmt.Sprintf("dockerfile parse error on line %d: %s", syntax.Line, text)
+	}
 	if e.Hint != "" {
-		text += " (" + e.Hint + ")"
+		text += " (" + suggestion.ReplaceAllString(e.Hint, "did you mean $1?") + ")"
 	}
 	if outer, ok := strings.CutSuffix(err.Error(), e.Error()); ok {
 		text = outer + text
 	}
 	return withSource(&worded{text: text, err: e.Err}, e.Source)
 }
+
+// suggestion is how a hint quotes what was probably meant.
+var suggestion = regexp.MustCompile(`^did you mean "([^"]*)"\?$`)
 
 // worded is an error with another text.
 type worded struct {
@@ -69,16 +85,40 @@ func withSource(err error, s *plan.Source) error {
 }
 
 func sourceInfo(f *plan.SourceFile) *pb.SourceInfo {
-	return &pb.SourceInfo{Filename: f.Name, Data: f.Data, Language: "Dockerfile"}
+	return &pb.SourceInfo{Filename: f.Name, Data: f.Data, Language: "Dockerfile", Definition: sourceDefinition(f.Name)}
+}
+
+// sourceDefinition says where a client finds the build file.
+func sourceDefinition(name string) *pb.Definition {
+	follow, _ := json.Marshal([]string{name}) // can't fail
+	return definition(&pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{
+		Identifier: "local://dockerfile", Attrs: map[string]string{pb.AttrFollowPaths: string(follow)},
+	}}}, "[internal] load build definition from "+name)
+}
+
+// stepName is a name for a step in messages, without spaces.
+func stepName(s *plan.Step) string {
+	return digest.FromBytes(plan.Canonical(s.Op)).Encoded()[:25]
 }
 
 func sourceRanges(s *plan.Source) []*pb.Range {
 	out := make([]*pb.Range, 0, len(s.Ranges))
+	// Clients expect a range for each line.
 	for _, r := range s.Ranges {
-		out = append(out, &pb.Range{
-			Start: &pb.Position{Line: int32(r.StartLine), Character: int32(r.StartColumn)},
-			End:   &pb.Position{Line: int32(r.EndLine), Character: int32(r.EndColumn)},
-		})
+		last := max(r.StartLine, r.EndLine)
+		for n := r.StartLine; n <= last; n++ {
+			from, to := 0, 0
+			if n == r.StartLine {
+				from = r.StartColumn
+			}
+			if n == last {
+				to = r.EndColumn
+			}
+			out = append(out, &pb.Range{
+				Start: &pb.Position{Line: int32(n), Character: int32(from)},
+				End:   &pb.Position{Line: int32(n), Character: int32(to)},
+			})
+		}
 	}
 	return out
 }

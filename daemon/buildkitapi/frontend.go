@@ -119,18 +119,25 @@ func (f *dockerfile) build(ctx context.Context) (*result, error) {
 	if id, ok := f.attrs["requestid"]; ok {
 		return f.subrequest(ctx, id, o)
 	}
-	file, err := parser.Parse(f.filename, f.data)
-	if err != nil {
-		return nil, err
-	}
-	build, err := file.Plan(ctx, o)
-	if build != nil {
-		f.warn(build.Warnings)
-	}
+	build, err := f.plan(ctx, o)
+	f.warn(build.Warnings)
 	if err != nil {
 		return nil, err
 	}
 	return f.result(build, o.Platforms)
+}
+
+// plan plans the build file. The build has warnings even if there is an error.
+func (f *dockerfile) plan(ctx context.Context, o parser.Options) (*plan.Build, error) {
+	file, err := parser.Parse(f.filename, f.data)
+	if err != nil {
+		return &plan.Build{Warnings: file.Warnings()}, err
+	}
+	build, err := file.Plan(ctx, o)
+	if build == nil {
+		build = &plan.Build{}
+	}
+	return build, err
 }
 
 // result names the targets of a plan.
@@ -161,16 +168,17 @@ func (f *dockerfile) result(build *plan.Build, asked []ocispec.Platform) (*resul
 			ref = f.job.reference(t.Step, 0, nil)
 			refs = append(refs, ref)
 		}
+		suffix := ""
 		if f.multi {
 			res.many[id] = ref
-			res.metadata[keyConfig+"/"+id] = config
+			suffix = "/" + id
 		} else {
 			res.one = ref
-			res.metadata[keyConfig] = config
 		}
-	}
-	if e := f.attrs["build-arg:SOURCE_DATE_EPOCH"]; e != "" {
-		res.metadata[keyEpoch] = []byte(e)
+		res.metadata[keyConfig+suffix] = config
+		if t.Image.Created != nil {
+			res.metadata[keyEpoch+suffix] = strconv.AppendInt(nil, t.Image.Created.Unix(), 10)
+		}
 	}
 	data, err := json.Marshal(list)
 	if err != nil {
@@ -183,6 +191,7 @@ func (f *dockerfile) result(build *plan.Build, asked []ocispec.Platform) (*resul
 // bind gives the local directories of a plan names that no other plan of the
 // job uses.
 func (f *dockerfile) bind(refs []*reference) error {
+	used := usedPaths(refs)
 	return each(refs, func(s *plan.Step) error {
 		op, ok := s.Op.(*plan.Local)
 		if !ok {
@@ -199,7 +208,7 @@ func (f *dockerfile) bind(refs []*reference) error {
 			name, hint, _ := strings.Cut(name, "\x00")
 			spec = f.local(name, "context:"+hint)
 		}
-		spec.exclude, spec.ignoreFile = op.Exclude, op.IgnoreFile
+		spec.exclude, spec.ignoreFile, spec.follow = op.Exclude, op.IgnoreFile, used[op.Name]
 		bound := *op
 		bound.Name, _ = f.job.local(spec)
 		s.Op = &bound // nobody has seen the step yet

@@ -66,7 +66,7 @@ func (s *Server) end(j *job, r *controlapi.BuildHistoryRecord, response map[stri
 	h := &s.history
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	r.CompletedAt, r.ExporterResponse = timestamppb.Now(), response
+	r.CompletedAt, r.ExporterResponse, r.Result = timestamppb.Now(), response, &controlapi.BuildResultInfo{}
 	j.board.mu.Lock()
 	c := j.board.counts
 	j.board.mu.Unlock()

@@ -39,10 +39,14 @@ func resultDefinition(id string, step *plan.Step) *pb.Definition {
 	if step == nil {
 		return nil
 	}
-	src := &pb.Op{
+	return definition(&pb.Op{
 		Op:       &pb.Op_Source{Source: &pb.SourceOp{Identifier: schemeResult + id}},
 		Platform: pb.PlatformFromSpec(step.Platform),
-	}
+	}, step.Name)
+}
+
+// definition is the definition of one op.
+func definition(src *pb.Op, name string) *pb.Definition {
 	data, err := src.MarshalVT()
 	if err != nil {
 		return nil
@@ -55,7 +59,7 @@ func resultDefinition(id string, step *plan.Step) *pb.Definition {
 	return &pb.Definition{
 		Def: [][]byte{data, head},
 		Metadata: map[string]*pb.OpMetadata{
-			d:                               {Description: map[string]string{"llb.customname": step.Name}},
+			d:                               {Description: map[string]string{"llb.customname": name}},
 			digest.FromBytes(head).String(): {},
 		},
 		Source: &pb.Source{},

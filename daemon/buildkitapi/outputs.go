@@ -164,7 +164,13 @@ func (j *job) export(res *result, outputs []output) (map[string]string, error) {
 	}
 	for _, o := range outputs {
 		if !o.epoch {
-			if e := string(res.metadata[keyEpoch]); e != "" {
+			e := string(res.metadata[keyEpoch])
+			for k, v := range res.metadata {
+				if e == "" && strings.HasPrefix(k, keyEpoch+"/") {
+					e = string(v)
+				}
+			}
+			if e != "" {
 				if o.Epoch, err = parseEpoch(e); err != nil {
 					return nil, err
 				}

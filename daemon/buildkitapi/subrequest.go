@@ -45,17 +45,12 @@ type (
 
 func (f *dockerfile) lint(ctx context.Context, o parser.Options) (*result, error) {
 	out := lintResult{Sources: []*pb.SourceInfo{sourceInfo(&plan.SourceFile{Name: f.filename, Data: f.data})}}
-	var build *plan.Build
-	file, err := parser.Parse(f.filename, f.data)
-	if err == nil {
-		build, err = file.Plan(ctx, o)
-	}
-	if build != nil {
-		for _, w := range build.Warnings {
-			out.Warnings = append(out.Warnings, lintWarning{
-				Rule: w.Rule, Description: w.Detail, URL: w.URL, Detail: w.Text, Location: location(w.Source),
-			})
-		}
+	o.AllStages = o.Target == ""
+	build, err := f.plan(ctx, o)
+	for _, w := range build.Warnings {
+		out.Warnings = append(out.Warnings, lintWarning{
+			Rule: w.Rule, Description: w.Detail, URL: w.URL, Detail: w.Text, Location: location(w.Source),
+		})
 	}
 	if err != nil {
 		var e *plan.Error
