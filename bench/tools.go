@@ -3,7 +3,6 @@ package main
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -66,27 +65,42 @@ func newTool(b *bench, name, strake string) tool {
 	return nil
 }
 
-// command runs a program and returns the peak memory of it and its children.
+// command runs a program and returns its peak memory.
 func (w *workspace) command(ctx context.Context, name string, args ...string) (int64, error) {
 	cmd := exec.CommandContext(ctx, name, args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	err := cmd.Run()
+	if err := cmd.Start(); err != nil {
+		return 0, err
+	}
+	// The resource usage of a finished process counts this program's own
+	// memory too, which it had before it was another program. So it is asked
+	// while it runs.
+	done := make(chan struct{})
+	peak := make(chan int64)
+	go func() {
+		var last int64
+		for {
+			last = max(last, peakOf(cmd.Process.Pid))
+			select {
+			case <-done:
+				peak <- last
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}()
+	err := cmd.Wait()
+	close(done)
+	used := <-peak
 	if w.b.verbose {
 		fmt.Fprintf(os.Stderr, "$ %s %s\n%s", name, strings.Join(args, " "), out.Bytes())
 	}
 	if err != nil {
 		tail := out.Bytes()
-		if len(tail) > 2000 {
-			tail = tail[len(tail)-2000:]
-		}
-		return 0, fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, tail)
+		return 0, fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, tail[max(0, len(tail)-2000):])
 	}
-	ru, ok := cmd.ProcessState.SysUsage().(*syscall.Rusage)
-	if !ok {
-		return 0, errors.New("no resource usage")
-	}
-	return ru.Maxrss << 10, nil
+	return used, nil
 }
 
 type strakeTool struct{ program string }
@@ -165,11 +179,11 @@ func (t buildkitTool) build(ctx context.Context, w *workspace, r request) (int64
 	if _, err := w.command(ctx, "buildctl", args...); err != nil {
 		return 0, err
 	}
-	return daemonPeak(w.daemon.Process.Pid), nil
+	return peakOf(w.daemon.Process.Pid), nil
 }
 
-// daemonPeak is the peak memory of a running process.
-func daemonPeak(pid int) int64 {
+// peakOf is the peak memory of a running process.
+func peakOf(pid int) int64 {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		return 0

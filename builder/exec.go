@@ -217,8 +217,12 @@ func (e *execution) user(ctx context.Context) error {
 		return err
 	}
 	e.config.UID, e.config.GID = uint32(uid), uint32(gid)
+	// The primary group is one of the additional ones, as in Docker.
+	e.config.Groups = []uint32{uint32(gid)}
 	for _, g := range groups {
-		e.config.Groups = append(e.config.Groups, uint32(g))
+		if g != gid {
+			e.config.Groups = append(e.config.Groups, uint32(g))
+		}
 	}
 	if !slices.ContainsFunc(e.config.Env, func(kv string) bool { return strings.HasPrefix(kv, "HOME=") }) {
 		if home == "" {

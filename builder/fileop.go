@@ -159,34 +159,22 @@ func hostPath(ctx context.Context, inputs []file.Input, e layers.Entry, copies f
 }
 
 // baseView opens the tree a File op starts from, as far as the op needs it:
-// nothing is fetched for a result that does not depend on it.
+// nothing is fetched for a result that does not depend on it. The plan alone
+// decides, not what the store happens to hold.
 func (bd *build) baseView(ctx context.Context, v *vertex, op *plan.File, t layers.Tree, inputs []file.Input) (file.Tree, error) {
-	if len(t) == 0 {
-		return nil, nil
-	}
-	known := t
-	var unread int64 // bytes of blobs nobody has unpacked
-	for i, id := range t {
-		l, err := bd.b.Layers.Layer(id)
-		if err != nil {
-			return nil, err
-		}
-		if !l.Dir && !l.Recipe {
-			known = t[i+1:]
-			if len(l.Blobs) > 0 {
-				unread += l.Blobs[0].Size
-			}
-		}
-	}
 	var hints []string
-	if unread > smallBase {
-		user, dirs := bd.baseHints(ctx, v)
-		needed, err := file.NeedsBase(op, inputs, user, dirs)
+	bt, err := bd.lazyBase(ctx, v)
+	if err != nil {
+		return nil, err
+	}
+	if bt != nil {
+		dirs := workDirs(bt.config)
+		needed, err := file.NeedsBase(op, inputs, bt.config.Config.User, dirs)
 		if err != nil {
 			return nil, err
 		}
 		if !needed {
-			t, hints = known, dirs
+			t, hints = t[len(bt.tree):], dirs
 		}
 	}
 	var base file.Tree
@@ -203,21 +191,29 @@ func (bd *build) baseView(ctx context.Context, v *vertex, op *plan.File, t layer
 	return base, nil
 }
 
-// baseHints returns what the configuration of the image below v says of its
-// tree: its user, and paths that are directories.
-func (bd *build) baseHints(ctx context.Context, v *vertex) (user string, dirs []string) {
-	for v != nil {
-		if _, ok := v.step.Op.(*plan.Image); ok {
+// lazyBase returns the image that v builds on if nothing has had to unpack it so
+// far: no step between them runs anything, and it is too large to be fetched
+// just to look at.
+func (bd *build) lazyBase(ctx context.Context, v *vertex) (*baseTree, error) {
+	for v = v.inputs[0]; v != nil; v = v.inputs[0] {
+		switch v.step.Op.(type) {
+		case *plan.Image:
 			bt, err := bd.baseTree(ctx, v)
 			if err != nil {
-				return "", nil
+				return nil, err
 			}
-			return bt.config.Config.User, workDirs(bt.config)
+			var size int64
+			for _, desc := range bt.blobs {
+				size += desc.Size
+			}
+			if size <= smallBase {
+				return nil, nil
+			}
+			return bt, nil
+		case *plan.File, *plan.Merge:
+		default:
+			return nil, nil
 		}
-		if len(v.inputs) == 0 {
-			break
-		}
-		v = v.inputs[0]
 	}
-	return "", nil
+	return nil, nil
 }

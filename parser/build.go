@@ -71,9 +71,11 @@ func planBuild(ctx context.Context, f *File, o *Options) (*plan.Build, error) {
 	}
 
 	out := &plan.Build{}
-	for _, t := range targets {
+	for i, t := range targets {
 		pt, err := t.plan()
-		out.Warnings = append(out.Warnings, t.warnings...)
+		if i == 0 { // the others find the same, or what is of their platform
+			out.Warnings = t.warnings
+		}
 		if err != nil {
 			return &plan.Build{Warnings: sortWarnings(out.Warnings)}, err
 		}

@@ -106,6 +106,9 @@ func (s *stage) withShell(args []string) []string {
 	shell := s.image.Config.Shell
 	if len(shell) == 0 {
 		shell = []string{"/bin/sh", "-c"}
+		if s.image.OS == "windows" {
+			shell = []string{"cmd", "/S", "/C"}
+		}
 	}
 	return append(slices.Clone(shell), strings.Join(args, " "))
 }

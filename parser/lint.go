@@ -57,7 +57,6 @@ func (t *target) lintFailed() error {
 	return &plan.Error{
 		Source: first.Source,
 		Err:    fmt.Errorf("lint violation found for rules: %s", strings.Join(sortedKeys(rules), ", ")),
-		Hint:   first.Text + "; the file asks for warnings to be errors",
 	}
 }
 

@@ -210,7 +210,7 @@ func (t *target) command(s *stage, c instructions.Command) (command, error) {
 func (t *target) copySource(s *stage, c *instructions.CopyCommand) (*stage, error) {
 	what := "COPY --from=" + c.From
 	if res, err := t.expander.word(c.From, noEnv{}); err != nil || res.Result != c.From {
-		e := t.errorf(c, "%s: variables can't be used here", what)
+		e := t.errorf(c, "%s: variable expansion is not supported for --from, define a new stage with FROM using ARG from global scope as a workaround", what)
 		e.Hint = "name a stage: FROM " + shorten(c.From) + " AS name"
 		return nil, mark(e, c.From)
 	}

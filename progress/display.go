@@ -3,6 +3,7 @@ package progress
 import (
 	"fmt"
 	"io"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -174,7 +175,7 @@ func (d *Display) Event(e Event) {
 		d.logs.event(v.n, e)
 	}
 	d.note(v, e)
-	if e.Kind == Log {
+	if _, quiet := d.view.(quietView); e.Kind == Log && !quiet {
 		stream := 0
 		if e.Stream == 2 {
 			stream = 1
@@ -304,15 +305,16 @@ func Bytes(n int64) string {
 // seconds gives d in five characters, as long as it is shorter than a day.
 func seconds(d time.Duration) string {
 	s := max(d, 0).Seconds()
+	digits := 0
 	switch {
 	case s < 10:
-		return fmt.Sprintf("%.3f", s)
+		digits = 3
 	case s < 100:
-		return fmt.Sprintf("%.2f", s)
+		digits = 2
 	case s < 1000:
-		return fmt.Sprintf("%.1f", s)
+		digits = 1
 	}
-	return fmt.Sprintf("%.0f", s)
+	return strconv.FormatFloat(s, 'f', digits, 64)
 }
 
 type quietView struct{}

@@ -371,3 +371,25 @@ func (n *countingWriter) Write(p []byte) (int, error) {
 	*n++
 	return len(p), nil
 }
+
+// BenchmarkLog is what the output of a step costs.
+func BenchmarkLog(b *testing.B) {
+	for _, m := range []Mode{Quiet, Plain, TTY} {
+		b.Run(string(m), func(b *testing.B) {
+			logs, err := OpenLogs(b.TempDir(), LogLimits{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			d := NewDisplay(io.Discard, Options{Mode: m, Logs: logs})
+			d.Event(Event{Kind: Start, Vertex: "v", Name: "RUN yes"})
+			data := bytes.Repeat([]byte(strings.Repeat("y", 63)+"\n"), 512)
+			b.SetBytes(int64(len(data)))
+			for b.Loop() {
+				d.Event(Event{Kind: Log, Vertex: "v", Data: data})
+			}
+			if err := d.Close(); err != nil {
+				b.Fatal(err)
+			}
+		})
+	}
+}

@@ -1,8 +1,10 @@
 package progress
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
+	"strconv"
 	"time"
 )
 
@@ -15,6 +17,7 @@ import (
 // or CACHED, CANCELED, ERROR: … in place of DONE.
 type plainView struct {
 	w       *spool
+	buf     bytes.Buffer // of one event
 	printed bool
 	headed  map[int]bool // vertices whose name was printed
 }
@@ -31,16 +34,22 @@ func (p *plainView) head(v *vertex) {
 	}
 	p.headed[v.n] = true
 	if p.printed {
-		fmt.Fprintln(p.w)
+		fmt.Fprintln(&p.buf)
 	}
 	p.printed = true
-	fmt.Fprintf(p.w, "#%d %s\n", v.n, v.name)
+	fmt.Fprintf(&p.buf, "#%d %s\n", v.n, v.name)
 }
 
 func (p *plainView) event(d *Display, v *vertex, e Event) {
+	p.print(v, e)
+	p.w.Write(p.buf.Bytes())
+	p.buf.Reset()
+}
+
+func (p *plainView) print(v *vertex, e Event) {
 	if v == nil {
 		if e.Kind == Warning {
-			fmt.Fprintf(p.w, "WARN: %s\n", warningText(e))
+			fmt.Fprintf(&p.buf, "WARN: %s\n", warningText(e))
 			p.printed = true
 		}
 		return
@@ -53,7 +62,7 @@ func (p *plainView) event(d *Display, v *vertex, e Event) {
 		p.head(v)
 	case Cached:
 		p.head(v)
-		fmt.Fprintf(p.w, "#%d CACHED\n", v.n)
+		fmt.Fprintf(&p.buf, "#%d CACHED\n", v.n)
 	case Status:
 		p.head(v)
 		q := v.part
@@ -62,16 +71,16 @@ func (p *plainView) event(d *Display, v *vertex, e Event) {
 		}
 	case Warning:
 		p.head(v)
-		fmt.Fprintf(p.w, "#%d WARN: %s\n", v.n, warningText(e))
+		fmt.Fprintf(&p.buf, "#%d WARN: %s\n", v.n, warningText(e))
 	case Done:
 		p.head(v)
 		switch v.state {
 		case failed:
-			fmt.Fprintf(p.w, "#%d ERROR: %s\n", v.n, v.err)
+			fmt.Fprintf(&p.buf, "#%d ERROR: %s\n", v.n, v.err)
 		case canceled:
-			fmt.Fprintf(p.w, "#%d CANCELED\n", v.n)
+			fmt.Fprintf(&p.buf, "#%d CANCELED\n", v.n)
 		default:
-			fmt.Fprintf(p.w, "#%d DONE %.1fs\n", v.n, max(v.end.Sub(v.start), 0).Seconds())
+			fmt.Fprintf(&p.buf, "#%d DONE %.1fs\n", v.n, max(v.end.Sub(v.start), 0).Seconds())
 		}
 		v.parts, v.part = nil, nil
 	}
@@ -86,7 +95,7 @@ func (p *plainView) part(v *vertex, q *part) {
 		t += " done"
 	}
 	q.shown, q.over = q.last, q.done
-	fmt.Fprintf(p.w, "#%d %s%s\n", v.n, q.text(), t)
+	fmt.Fprintf(&p.buf, "#%d %s%s\n", v.n, q.text(), t)
 }
 
 func (p *plainView) line(d *Display, v *vertex, at time.Time, line []byte) {
@@ -94,7 +103,17 @@ func (p *plainView) line(d *Display, v *vertex, at time.Time, line []byte) {
 		return
 	}
 	p.head(v)
-	fmt.Fprintf(p.w, "#%d %s %s\n", v.n, seconds(at.Sub(v.start)), clean(line, '\t'))
+	b := append(p.buf.AvailableBuffer(), '#')
+	b = strconv.AppendInt(b, int64(v.n), 10)
+	b = append(b, ' ')
+	b = append(b, seconds(at.Sub(v.start))...)
+	b = append(b, ' ')
+	if plainASCII(line) {
+		b = append(b, line...)
+	} else {
+		b = append(b, clean(line, '\t')...)
+	}
+	p.buf.Write(append(b, '\n'))
 }
 
 func (p *plainView) close(*Display) error { return p.w.Close() }

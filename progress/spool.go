@@ -39,7 +39,7 @@ func newSpool(w io.Writer, dir string) *spool {
 func (s *spool) Write(p []byte) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.err != nil || s.closed {
+	if len(p) == 0 || s.err != nil || s.closed {
 		return len(p), nil
 	}
 	if s.wrote == s.read && len(s.mem)+len(p) <= spoolMemory {

@@ -32,6 +32,45 @@ func RemoveAll(path string) error {
 	}
 }
 
+// maxLater is how many trees may wait to be removed by RemoveLater.
+const maxLater = 64
+
+// RemoveLater removes a tree that TempDir made, while its caller goes on. What
+// can't be removed, Close tries again and tells. One who makes trees faster than
+// they are removed, removes them itself.
+func (r *Root) RemoveLater(path string) {
+	r.mu.Lock()
+	wait := !r.closed && len(r.later) < maxLater
+	if wait {
+		r.later = append(r.later, path)
+		if !r.removing {
+			r.removing = true
+			r.removers.Go(r.removeAllLater)
+		}
+	}
+	r.mu.Unlock()
+	if !wait {
+		_ = RemoveAll(path)
+	}
+}
+
+// removeAllLater removes what RemoveLater left, until there is nothing more.
+func (r *Root) removeAllLater() {
+	for {
+		r.mu.Lock()
+		paths := r.later
+		r.later = nil
+		r.removing = len(paths) > 0
+		r.mu.Unlock()
+		if len(paths) == 0 {
+			return
+		}
+		for _, p := range paths {
+			_ = RemoveAll(p)
+		}
+	}
+}
+
 // permit lets the owner into all directories of a tree.
 func permit(path string) {
 	// WalkDir calls back before it reads a directory, and follows no links.

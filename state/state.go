@@ -41,6 +41,10 @@ type Root struct {
 	mu     sync.Mutex // guards what follows
 	lease  *lease     // nil until something is leased or temporary
 	closed bool
+
+	later    []string // trees to be removed
+	removing bool     // removers has one
+	removers sync.WaitGroup
 }
 
 // Open opens the store at dir and makes it if it is not there. It removes what
@@ -153,8 +157,11 @@ func (r *Root) MkdirAll(elem ...string) (string, error) {
 // called twice.
 func (r *Root) Close() error {
 	r.mu.Lock()
-	defer r.mu.Unlock()
 	r.closed = true
+	r.mu.Unlock()
+	r.removers.Wait()
+	r.mu.Lock()
+	defer r.mu.Unlock()
 	if r.lease == nil {
 		return nil
 	}

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
 	"strings"
 	"syscall"
@@ -81,6 +82,7 @@ var entries = []layers.Entry{
 
 func (e *Exporter) tree(t *testing.T, es ...layers.Entry) Image {
 	t.Helper()
+	es = slices.Clone(es) // tests run in parallel
 	for i := range es {
 		es[i].UID, es[i].GID = os.Geteuid(), os.Getegid()
 		es[i].ModTime = time.Unix(1_000_000_000, 0)

@@ -82,7 +82,10 @@ func parseID(s string) (int, error) {
 	return int(n), nil
 }
 
-// resolveOwner works out the owner of new files; names are looked up in tree.
+// resolveOwner works out the owner of new files; names are looked up in tree. A
+// user that is not there is 0, and so is a group unless the user gives one:
+// that is what BuildKit does, and images are built with it. Without a tree,
+// names are an error.
 func resolveOwner(ctx context.Context, tree Tree, o *plan.Owner) (own ids, err error) {
 	if o == nil {
 		return ids{}, nil
@@ -98,11 +101,12 @@ func resolveOwner(ctx context.Context, tree Tree, o *plan.Owner) (own ids, err e
 		}
 	}
 	if o.Group != "" {
+		primary := own.gid
 		own.gid, err = parseID(o.Group)
 		if errors.Is(err, errNoNumber) && o.Group == "root" {
 			own.gid, err = 0, nil
 		} else if errors.Is(err, errNoNumber) {
-			own.gid, err = lookupGroup(ctx, tree, o.Group)
+			own.gid, err = lookupGroup(ctx, tree, o.Group, primary)
 		}
 		if err != nil {
 			return ids{}, fmt.Errorf("group %q: %w", o.Group, err)
@@ -122,12 +126,16 @@ func lookupUser(ctx context.Context, tree Tree, name string) (ids, error) {
 		return ids{}, fmt.Errorf("/etc/passwd: %w", err)
 	}
 	if len(users) == 0 {
-		return ids{}, errNoUser
+		if tree == nil {
+			return ids{}, errNoUser
+		}
+		return ids{}, nil
 	}
 	return checkIDs(users[0].Uid, users[0].Gid)
 }
 
-func lookupGroup(ctx context.Context, tree Tree, name string) (int, error) {
+// lookupGroup returns the number of a group, or missing if it is not there.
+func lookupGroup(ctx context.Context, tree Tree, name string, missing int) (int, error) {
 	f, err := userFile(ctx, tree, "/etc/group")
 	if err != nil {
 		return 0, err
@@ -138,7 +146,10 @@ func lookupGroup(ctx context.Context, tree Tree, name string) (int, error) {
 		return 0, fmt.Errorf("/etc/group: %w", err)
 	}
 	if len(groups) == 0 {
-		return 0, errNoGroup
+		if tree == nil {
+			return 0, errNoGroup
+		}
+		return missing, nil
 	}
 	own, err := checkIDs(0, groups[0].Gid)
 	return own.gid, err

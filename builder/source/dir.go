@@ -18,12 +18,12 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+	"sync"
 	"sync/atomic"
 
 	"github.com/opencontainers/go-digest"
 	"golang.org/x/sys/unix"
 
-	"github.com/strake-build/strake/internal/flight"
 	"github.com/strake-build/strake/layers"
 )
 
@@ -45,9 +45,11 @@ type Dir struct {
 	tree node
 	// slots bounds goroutines that read directories.
 	slots   chan struct{}
-	hashing flight.Group[[32]byte]
 	filesys filesystems
 	opened  atomic.Int64
+
+	mu      sync.Mutex
+	hashing map[*node]chan struct{} // closed when it is over
 }
 
 // DirOptions says what is in the tree.
@@ -87,7 +89,7 @@ func OpenDir(path string, o DirOptions) (*Dir, error) {
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
-	d := &Dir{path: abs, root: root, o: o, slots: make(chan struct{}, o.Workers)}
+	d := &Dir{path: abs, root: root, o: o, slots: make(chan struct{}, o.Workers), hashing: map[*node]chan struct{}{}}
 	var sx unix.Statx_t
 	if err := statx(int(root.Fd()), emptyPath, unix.AT_EMPTY_PATH, &sx); err != nil {
 		root.Close()

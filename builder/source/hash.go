@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"io"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -14,23 +13,45 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ensureSum makes sure that a file's digest is known.
+// ensureSum makes sure that a file's digest is known. One goroutine reads the
+// file however many want that; if it gives up another one takes over.
 func (d *Dir) ensureSum(ctx context.Context, n *node, path string) error {
+	for !n.isHashed() {
+		d.mu.Lock()
+		done, running := d.hashing[n]
+		if !running {
+			done = make(chan struct{})
+			d.hashing[n] = done
+		}
+		d.mu.Unlock()
+		if running {
+			select {
+			case <-done:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+			continue
+		}
+		err := d.hashOnce(ctx, n, path)
+		d.mu.Lock()
+		delete(d.hashing, n)
+		d.mu.Unlock()
+		close(done)
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (d *Dir) hashOnce(ctx context.Context, n *node, path string) error {
 	if n.isHashed() {
 		return nil
 	}
-	// One goroutine reads the file however many want its digest.
-	key := strconv.FormatUint(n.id.dev, 36) + "/" + strconv.FormatUint(n.id.ino, 36) + "/" + path
-	_, err := d.hashing.Do(ctx, key, func(ctx context.Context) ([32]byte, error) {
-		if n.isHashed() {
-			return n.digest, nil
-		}
-		sum, err := d.hash(ctx, n, path)
-		if err == nil {
-			n.setDigest(sum)
-		}
-		return sum, err
-	})
+	sum, err := d.hash(ctx, n, path)
+	if err == nil {
+		n.setDigest(sum)
+	}
 	return err
 }
 

@@ -61,8 +61,10 @@ type identity struct {
 }
 
 // place orders records: by a hash, so that interpolation finds them.
-func (i identity) place() uint64 {
-	h := i.ino*0x9e3779b97f4a7c15 ^ bits.RotateLeft64(i.dev*0xc2b2ae3d27d4eb4f, 32)
+func (i identity) place() uint64 { return place(i.dev, i.ino) }
+
+func place(dev, ino uint64) uint64 {
+	h := ino*0x9e3779b97f4a7c15 ^ bits.RotateLeft64(dev*0xc2b2ae3d27d4eb4f, 32)
 	h ^= h >> 29
 	h *= 0xbf58476d1ce4e5b9
 	return h ^ h>>32
@@ -263,28 +265,40 @@ func search(recs []byte, id identity) (r record, ok bool) {
 			r, ok = record{}, false
 		}
 	}()
-	at := func(i int) identity { return readIdentity(recs[i*recordSize:]) }
+	at := func(i int) uint64 {
+		b := recs[i*recordSize:]
+		return place(binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]))
+	}
 	want := id.place()
 	hi, _ := bits.Mul64(want, uint64(n))
 	i := int(hi)
+	for range 2 { // what the guess is off by tells a better one
+		if p := at(i); p < want {
+			hi, _ = bits.Mul64(want-p, uint64(n))
+			i = min(i+int(hi), n-1)
+		} else {
+			hi, _ = bits.Mul64(p-want, uint64(n))
+			i = max(i-int(hi), 0)
+		}
+	}
 	// Gallop from the guess to a range that holds the place, then bisect it.
 	lo, up := i, i
-	for step := 1; lo > 0 && at(lo).place() >= want; step *= 2 {
+	for step := 1; lo > 0 && at(lo) >= want; step *= 2 {
 		lo = max(lo-step, 0)
 	}
-	for step := 1; up < n && at(up).place() <= want; step *= 2 {
+	for step := 1; up < n && at(up) <= want; step *= 2 {
 		up = min(up+step, n)
 	}
 	for lo < up {
 		m := int(uint(lo+up) / 2)
-		if at(m).place() < want {
+		if at(m) < want {
 			lo = m + 1
 		} else {
 			up = m
 		}
 	}
-	for ; lo < n && at(lo).place() == want; lo++ {
-		if got := at(lo); got.dev == id.dev && got.ino == id.ino {
+	for ; lo < n && at(lo) == want; lo++ {
+		if got := readIdentity(recs[lo*recordSize:]); got.dev == id.dev && got.ino == id.ino {
 			return readRecord(recs[lo*recordSize:])
 		}
 	}

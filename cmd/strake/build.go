@@ -108,10 +108,12 @@ func (o *resourceOptions) addFlags(f *pflag.FlagSet) {
 func newBuild(e *env) *cobra.Command {
 	var o buildOptions
 	cmd := &cobra.Command{
-		Use:   "build [OPTIONS] CONTEXT|-",
+		Use:   "build [OPTIONS] CONTEXT|URL|-",
 		Short: "Build an image from a Dockerfile",
 		Long: `Build an image from a Dockerfile and the files in CONTEXT, a directory. With - as
 CONTEXT a tar archive of it is read from stdin, or a Dockerfile that needs no files.
+A URL is that of a git repository (https://host/repo.git#branch:directory), a tar
+archive or a Dockerfile.
 
 The image is put into the local store, or delivered as --output and --push say.`,
 		Example: `  strake build -t app .                                  # into the local store
@@ -121,7 +123,7 @@ The image is put into the local store, or delivered as --output and --push say.`
   strake build -o out --target binary .                  # only the files
   strake build --secret id=token,src=token.txt .         # for RUN --mount=type=secret,id=token
   strake build - < Dockerfile`,
-		Args: nArgs(1, 1, "the build context: a directory, or - for stdin; try: strake build ."),
+		Args: nArgs(1, 1, "the build context: a directory, a URL, or - for stdin; try: strake build ."),
 		RunE: func(cmd *cobra.Command, args []string) error { return runBuild(cmd.Context(), o, args[0], e) },
 	}
 	o.addFlags(cmd.Flags())
@@ -159,7 +161,15 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		return err
 	}
 	b.Slots = o.parallel
-	in, err := openInputs(ctx, o, contextArg, b.Index, s, e)
+	b.Git.Token = secrets
+	display, err := e.display(o.displayOptions, s)
+	if err != nil {
+		return err
+	}
+	defer e.closeDisplay(display)
+	in, err := openInputs(ctx, o, contextArg, b.Index, s, e, func(in *inputs, mayBeFile bool) (string, error) {
+		return in.fetchContext(ctx, contextArg, mayBeFile, b, s, secrets, display.Event)
+	})
 	if err != nil {
 		return err
 	}
@@ -168,12 +178,6 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err != nil {
 		return err
 	}
-
-	display, err := e.display(o.displayOptions, s)
-	if err != nil {
-		return err
-	}
-	defer e.closeDisplay(display)
 	popts.Contexts, popts.Exclude, popts.IgnoreFile = in.contexts, in.exclude, in.ignoreFile
 	popts.Resolve = resolver(b, o.pull, display.Event)
 	build, err := file.Plan(ctx, popts)

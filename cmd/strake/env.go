@@ -50,6 +50,14 @@ func (e *env) gitEnv() []string {
 	return vars
 }
 
+// knownHosts is the file of the ssh hosts that the user knows.
+func (e *env) knownHosts() string {
+	if h := e.getenv("HOME"); h != "" {
+		return filepath.Join(h, ".ssh", "known_hosts")
+	}
+	return ""
+}
+
 // getenv is os.Getenv.
 func (e *env) getenv(name string) string {
 	v, _ := e.lookup(name)

@@ -21,6 +21,7 @@ import (
 	"github.com/strake-build/strake/layers/compress"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/parser/ignore"
+	"github.com/strake-build/strake/state"
 )
 
 // inputs are the files of a build: the build file and the contexts.
@@ -46,11 +47,8 @@ func (in *inputs) close() error {
 // bound is.
 const maxDockerfile = 32 << 20
 
-// checkReferences refuses contexts that are not directories or stdin.
+// checkReferences refuses what can't be read.
 func checkReferences(contextArg, file string) error {
-	if isURL(contextArg) {
-		return usagef("building from a URL is not supported yet: fetch %s and give its directory", contextArg)
-	}
 	if contextArg == "-" && file == "-" {
 		return usagef("stdin can't be both the build file and the context")
 	}
@@ -60,17 +58,9 @@ func checkReferences(contextArg, file string) error {
 	return nil
 }
 
-func isURL(s string) bool {
-	for _, p := range []string{"http://", "https://", "git://", "git@", "ssh://", "github.com/"} {
-		if strings.HasPrefix(s, p) {
-			return true
-		}
-	}
-	return false
-}
-
 // openInputs reads the build file and opens the contexts. Nothing is walked.
-func openInputs(ctx context.Context, o buildOptions, arg string, index *source.Index, s *store, e *env) (_ *inputs, err error) {
+// fetch gets a context that is a URL.
+func openInputs(ctx context.Context, o buildOptions, arg string, index *source.Index, s *store, e *env, fetch func(in *inputs, mayBeFile bool) (string, error)) (_ *inputs, err error) {
 	in := &inputs{contexts: map[string]parser.Context{}, locals: map[string]builder.Local{}}
 	defer func() {
 		if err != nil {
@@ -83,13 +73,17 @@ func openInputs(ctx context.Context, o buildOptions, arg string, index *source.I
 		if dir, err = in.fromStdin(ctx, s, e, o.file == ""); err != nil {
 			return nil, err
 		}
+	case isURL(arg):
+		if dir, err = fetch(in, o.file == ""); err != nil {
+			return nil, err
+		}
 	default:
 		if err := checkContext(arg); err != nil {
 			return nil, err
 		}
 	}
 	if in.dockerfile == nil {
-		if err := in.readDockerfile(o.file, dir, arg == "-", e.stdin); err != nil {
+		if err := in.readDockerfile(o.file, dir, dir != arg, e.stdin); err != nil {
 			return nil, err
 		}
 	}
@@ -149,6 +143,8 @@ func (in *inputs) readDockerfile(file, dir string, archive bool, stdin io.Reader
 		}
 	}
 	switch {
+	case errors.Is(err, fs.ErrNotExist) && archive:
+		return fmt.Errorf("there is no %s in the context; name another build file with -f", strings.TrimPrefix(candidates[0], dir+"/"))
 	case errors.Is(err, fs.ErrNotExist) && file == "":
 		return fmt.Errorf("there is no Dockerfile: looked for %s; name another with -f", strings.Join(candidates, " and "))
 	case errors.Is(err, fs.ErrNotExist):
@@ -267,41 +263,52 @@ func (in *inputs) fromStdin(ctx context.Context, s *store, e *env, mayBeFile boo
 	if e.isTerminal(e.stdin) {
 		return "", usagef("the context - is read from stdin, which is a terminal: pipe a tar archive or a Dockerfile into it")
 	}
-	dir, err := s.TempDir("context-")
+	dir, err := in.tempDir(s, "context-")
 	if err != nil {
 		return "", err
 	}
-	in.closers = append(in.closers, func() error { return os.RemoveAll(dir) })
 	stop := context.AfterFunc(ctx, func() { _ = e.stdin.Close() }) // ends a read
 	defer stop()
-	plain, err := compress.NewReader(e.stdin)
+	return dir, in.unpack(ctx, e.stdin, dir, "stdin", mayBeFile)
+}
+
+// tempDir makes a directory that is gone when the inputs are closed.
+func (in *inputs) tempDir(s *store, prefix string) (string, error) {
+	dir, err := s.TempDir(prefix)
+	if err == nil {
+		in.closers = append(in.closers, func() error { return state.RemoveAll(dir) })
+	}
+	return dir, err
+}
+
+// unpack reads a tar archive, compressed or not, into dir; or the build file
+// alone, where that is allowed.
+func (in *inputs) unpack(ctx context.Context, from io.Reader, dir, name string, mayBeFile bool) error {
+	plain, err := compress.NewReader(from)
 	if err != nil {
-		return "", fmt.Errorf("read the context from stdin: %w", err)
+		return fmt.Errorf("read the context from %s: %w", name, err)
 	}
 	defer plain.Close()
 	r := bufio.NewReaderSize(plain, 64<<10)
 	head, err := r.Peek(512)
 	if err != nil && err != io.EOF {
-		return "", fmt.Errorf("read the context from stdin: %w", err)
+		return fmt.Errorf("read the context from %s: %w", name, err)
 	}
 	if isTar(head) {
 		if err := untar(ctx, dir, r); err != nil {
-			return "", fmt.Errorf("read the context from stdin: %w", err)
+			return fmt.Errorf("read the context from %s: %w", name, err)
 		}
-		return dir, nil
+		return nil
 	}
 	if !mayBeFile {
-		return "", errors.New("read the context from stdin: not a tar archive")
+		return fmt.Errorf("read the context from %s: not a tar archive", name)
 	}
 	data, err := io.ReadAll(io.LimitReader(r, maxDockerfile))
 	if err != nil {
-		return "", fmt.Errorf("read the build file from stdin: %w", err)
+		return fmt.Errorf("read the build file from %s: %w", name, err)
 	}
 	in.name, in.dockerfile = "Dockerfile", data
-	if in.dockerfile == nil {
-		in.dockerfile = []byte{}
-	}
-	return dir, nil
+	return nil
 }
 
 // isTar reports whether head begins a tar archive. A block of zeros is the end

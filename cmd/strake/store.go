@@ -217,14 +217,14 @@ func (s *store) builder(o sandboxOptions, e *env) (*builder.Builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	http, err := httpsource.Open(s.Path("http"), httpsource.Options{})
+	http, err := httpsource.Open(s.Path("http"), httpsource.Options{UserAgent: "strake/" + version()})
 	if err != nil {
 		return nil, err
 	}
 	return &builder.Builder{
 		Root: s.Root, Layers: s.layers, Blobs: s.blobs, Cache: c, Index: index,
 		Runner: runner, Network: net, Registry: s.client, Images: s.images, Rootless: s.mode.Rootless,
-		HTTP: http, Git: &gitsource.Client{Env: e.gitEnv()},
+		HTTP: http, Git: &gitsource.Client{Env: e.gitEnv(), SSHKnownHosts: e.knownHosts()},
 	}, nil
 }
 

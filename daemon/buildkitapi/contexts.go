@@ -114,9 +114,9 @@ func (s *Server) caller(ctx context.Context, id string) (session.Caller, error) 
 type local struct {
 	once sync.Once
 	spec localSpec
-	dir      string
-	l        builder.Local
-	err      error
+	dir  string
+	l    builder.Local
+	err  error
 }
 
 // local returns the local of a spec. The name is what plan.Local ops call it.

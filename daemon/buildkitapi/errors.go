@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"regexp"
 	"strings"
 
@@ -16,6 +15,7 @@ import (
 	"google.golang.org/grpc/codes"
 
 	"github.com/strake-build/strake/builder"
+	"github.com/strake-build/strake/builder/file"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/plan"
 )
@@ -34,7 +34,7 @@ func clientError(err error) error {
 	var step *builder.StepError
 	if errors.As(err, &step) {
 		inner := clientText(step.Err)
-		if _, ok := step.Step.Op.(*plan.File); ok && errors.Is(err, fs.ErrNotExist) {
+		if _, ok := step.Step.Op.(*plan.File); ok && errors.Is(err, file.ErrNotFound) {
 			inner = fmt.Errorf("failed to compute cache key: failed to calculate checksum of ref %s: %w", stepName(step.Step), inner)
 		}
 		if step.Exit != 0 {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/moby/patternmatcher"
@@ -194,6 +195,31 @@ type viewFS struct {
 	epoch *time.Time
 }
 
+// links finds the names that share a file.
+type links map[[2]uint64]string
+
+// first returns the first name of the file at an entry's path, if that is
+// another.
+func (l links) first(v *snapshot.View, e layers.Entry) string {
+	if e.Type != layers.Regular || e.Inline {
+		return ""
+	}
+	host, err := v.HostPath(e.Path)
+	if err != nil || host == "" {
+		return ""
+	}
+	var st syscall.Stat_t
+	if syscall.Lstat(host, &st) != nil || st.Nlink < 2 {
+		return ""
+	}
+	id := [2]uint64{st.Dev, st.Ino}
+	if p, ok := l[id]; ok {
+		return p
+	}
+	l[id] = e.Path
+	return ""
+}
+
 func (f viewFS) Open(name string) (io.ReadCloser, error) {
 	if f.v == nil {
 		return nil, &gofs.PathError{Op: "open", Path: name, Err: gofs.ErrNotExist}
@@ -209,14 +235,14 @@ func (f viewFS) Walk(ctx context.Context, target string, fn gofs.WalkDirFunc) er
 	if dir == "" {
 		dir = "."
 	}
-	err := f.walk(ctx, dir, fn)
+	err := f.walk(ctx, dir, links{}, fn)
 	if errors.Is(err, gofs.SkipAll) || errors.Is(err, gofs.SkipDir) {
 		return nil
 	}
 	return err
 }
 
-func (f viewFS) walk(ctx context.Context, dir string, fn gofs.WalkDirFunc) error {
+func (f viewFS) walk(ctx context.Context, dir string, l links, fn gofs.WalkDirFunc) error {
 	entries, err := f.v.ReadDir(dir)
 	if err != nil {
 		return err
@@ -225,7 +251,11 @@ func (f viewFS) walk(ctx context.Context, dir string, fn gofs.WalkDirFunc) error
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		err := fn(e.Path, statEntry{stat(e, e.Path, f.epoch)}, nil)
+		st := stat(e, e.Path, f.epoch)
+		if first := l.first(f.v, e); first != "" {
+			st.Linkname, st.Size = first, 0
+		}
+		err := fn(e.Path, statEntry{st}, nil)
 		switch {
 		case errors.Is(err, gofs.SkipDir) && e.Type == layers.Dir:
 			continue
@@ -235,7 +265,7 @@ func (f viewFS) walk(ctx context.Context, dir string, fn gofs.WalkDirFunc) error
 			return err
 		}
 		if e.Type == layers.Dir {
-			if err := f.walk(ctx, e.Path, fn); err != nil {
+			if err := f.walk(ctx, e.Path, l, fn); err != nil {
 				return err
 			}
 		}

@@ -17,8 +17,10 @@ import (
 	dockerref "github.com/distribution/reference"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
+	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"google.golang.org/grpc/codes"
 
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/parser"
@@ -39,7 +41,7 @@ func (j *job) frontend(name string, attrs map[string]string, inputs map[string]*
 	switch name {
 	case frontendDockerfile:
 	case frontendGateway:
-		if src := attrs["source"]; !builtin(src) {
+		if src := attrs["source"]; src != frontendDockerfile && !builtin(src) {
 			return nil, fmt.Errorf("frontend image %q is not supported: only docker/dockerfile is built in", src)
 		}
 	default:
@@ -299,6 +301,9 @@ func (f *dockerfile) input(name string) (*plan.Step, error) {
 	if !ok {
 		return nil, nil
 	}
+	if len(def.GetDef()) == 0 {
+		return nil, fmt.Errorf("input %s: invalid nil input definition to definition op", name)
+	}
 	in, err := f.job.translate(f.job.ctx, def)
 	if err != nil {
 		return nil, fmt.Errorf("input %s: %w", name, err)
@@ -440,6 +445,9 @@ func (f *dockerfile) readIgnore(spec localSpec, vertex string) ([]byte, error) {
 	spec.follow, spec.always = []string{".dockerignore"}, true
 	_, l := f.job.local(spec)
 	if err := f.job.sync(l, vertex, true); err != nil {
+		if grpcerrors.Code(err) == codes.NotFound {
+			return nil, nil // there is no such directory: it may not be needed
+		}
 		return nil, err
 	}
 	data, _, err := readLocal(l, ".dockerignore")

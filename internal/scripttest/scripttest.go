@@ -23,6 +23,7 @@
 //	tartree FILE              list the entries of a tar file
 //	subst VAR FILE...         replace $VAR in files by its value
 //	mktar FILE DIR            make a tar of a directory
+//	fileserver VAR DIR        serve a directory by http; $VAR is its URL
 //
 // Conditions: [root], [userns] (an ordinary user may make user namespaces),
 // [sandbox] (processes can be run: root), [busybox].
@@ -32,6 +33,7 @@ import (
 	"bytes"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"os/exec"
@@ -61,6 +63,7 @@ func Params(dir string, update bool) testscript.Params {
 			"tartree":      printTar,
 			"subst":        subst,
 			"mktar":        makeTar,
+			"fileserver":   serveFiles,
 		},
 	}
 }
@@ -124,6 +127,13 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	s := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	ts.Defer(s.Close)
 	ts.Setenv(args[0], strings.TrimPrefix(s.URL, "http://"))
+}
+
+func serveFiles(ts *testscript.TestScript, neg bool, args []string) {
+	one(ts, neg, args, "fileserver VAR DIR")
+	s := httptest.NewServer(http.FileServer(http.Dir(ts.MkAbs(args[1]))))
+	ts.Defer(s.Close)
+	ts.Setenv(args[0], s.URL)
 }
 
 func one(ts *testscript.TestScript, neg bool, args []string, usage string) {

@@ -86,7 +86,7 @@ func TestCacheKeys(t *testing.T) {
 
 func TestCacheReuse(t *testing.T) {
 	t.Parallel()
-	data := sample(24<<20, 22)
+	data := sample(16<<20, 22)
 	c := openCache(t)
 	pack(t, data, Options{Level: 1, Segments: c})
 	n := len(segments(t, c))

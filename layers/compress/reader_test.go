@@ -219,7 +219,7 @@ func TestBzip2(t *testing.T) {
 // nobody reads.
 func TestReaderSource(t *testing.T) {
 	t.Parallel()
-	data := sample(8<<20, 33)
+	data := sample(3<<20, 33)
 	broken := errors.New("connection reset")
 	for _, packed := range [][]byte{data, gzipped(t, data), pack(t, data, Options{Algorithm: Zstd})} {
 		r, err := NewReader(io.MultiReader(bytes.NewReader(packed[:len(packed)/2]), iotest.ErrReader(broken)))

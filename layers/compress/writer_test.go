@@ -4,6 +4,7 @@ import (
 	"bytes"
 	stdgzip "compress/gzip"
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"testing"
 
 	"github.com/klauspost/compress/zstd"
@@ -21,23 +21,23 @@ import (
 // sample is text-like, in parts random and in parts zero, and always the same.
 func sample(n int, seed uint64) []byte {
 	rnd := rand.New(rand.NewPCG(seed, 1))
-	words := make([]string, 4000)
-	for i := range words {
-		words[i] = strings.Repeat(string(rune('a'+rnd.IntN(26))), 1+rnd.IntN(3)) + fmt.Sprint(rnd.IntN(1000))
+	var text []byte
+	for len(text) < 1<<16 {
+		text = fmt.Appendf(text, "%c%d ", 'a'+rnd.IntN(26), rnd.IntN(5000))
 	}
 	b := make([]byte, 0, n+1<<16)
 	for len(b) < n {
-		switch rnd.IntN(20) {
+		switch rnd.IntN(40) {
 		case 0:
 			b = append(b, make([]byte, rnd.IntN(60000))...)
 		case 1:
-			for range rnd.IntN(20000) {
-				b = append(b, byte(rnd.Uint32()))
+			for range rnd.IntN(2000) {
+				b = binary.LittleEndian.AppendUint64(b, rnd.Uint64())
 			}
 		default:
-			for range rnd.IntN(5000) {
-				b = append(b, words[rnd.IntN(len(words))]...)
-				b = append(b, ' ')
+			for range 20 {
+				from := rnd.IntN(len(text))
+				b = append(b, text[from:min(from+rnd.IntN(200), len(text))]...)
 			}
 		}
 	}
@@ -76,7 +76,7 @@ func unpack(t testing.TB, data []byte) []byte {
 
 func TestRoundTrip(t *testing.T) {
 	t.Parallel()
-	data := sample(9<<20, 1)
+	data := sample(6<<20, 1)
 	for _, a := range []Algorithm{None, Gzip, Zstd} {
 		for _, n := range []int{0, 1, 511, minSegment - 1, minSegment, minSegment + 1, maxSegment, len(data)} {
 			t.Run(fmt.Sprint(a, n), func(t *testing.T) {
@@ -129,13 +129,13 @@ func readByOthers(t *testing.T, packed, want []byte, open func(io.Reader) (io.Re
 // The bytes depend on nothing but input, algorithm, level and Version.
 func TestDeterministic(t *testing.T) {
 	t.Parallel()
-	data := sample(20<<20, 2)
+	data := sample(8<<20, 2)
 	for _, o := range []Options{{}, {Level: 1}, {Level: 9}, {Algorithm: Zstd}, {Algorithm: Zstd, Level: 1}} {
 		t.Run(fmt.Sprint(o.Algorithm, o.Level), func(t *testing.T) {
 			t.Parallel()
 			data := data
 			if o.Level == 9 {
-				data = data[:4<<20]
+				data = data[:2<<20]
 			}
 			o.Workers = 1
 			want := pack(t, data, o)
@@ -182,16 +182,16 @@ func TestDeterministic(t *testing.T) {
 // registries hold segments and layers that would have other bytes now.
 func TestGolden(t *testing.T) {
 	t.Parallel()
-	data := sample(6<<20, 4)
+	data := sample(3<<20, 4)
 	for _, c := range []struct {
 		o    Options
 		want string
 	}{
-		{Options{}, "d519592ef673096a"},
-		{Options{Level: 1}, "153c8b34a43d2afc"},
-		{Options{Level: 9}, "ec2f740109b2d61a"},
-		{Options{Algorithm: Zstd}, "529bf1b4b76a7778"},
-		{Options{Algorithm: Zstd, Level: 19}, "a18f256d353615c1"},
+		{Options{}, "fccd59d3d3668fc6"},
+		{Options{Level: 1}, "7c336b57aa1beee3"},
+		{Options{Level: 9}, "288f11f3fa27dd6a"},
+		{Options{Algorithm: Zstd}, "378d68fe39daf2a3"},
+		{Options{Algorithm: Zstd, Level: 19}, "b9822aef585b736a"},
 	} {
 		sum := sha256.Sum256(pack(t, data, c.o))
 		if got := hex.EncodeToString(sum[:8]); got != c.want {
@@ -222,8 +222,8 @@ func TestEncoderReuse(t *testing.T) {
 			}
 			used := newEncoder()
 			rnd := rand.New(rand.NewPCG(5, uint64(level)))
-			data := sample(4<<20, 6)
-			for i := range 60 {
+			data := sample(2<<20, 6)
+			for i := range 30 {
 				from := rnd.IntN(len(data))
 				src := data[from : from+rnd.IntN(min(len(data)-from, 1<<rnd.IntN(20))+1)]
 				got, err := used.encode(nil, src)
@@ -273,7 +273,7 @@ func (f *failAfter) Write(p []byte) (int, error) {
 
 func TestWriteError(t *testing.T) {
 	t.Parallel()
-	data := sample(30<<20, 7)
+	data := sample(12<<20, 7)
 	for _, n := range []int{0, 100, 1 << 20} {
 		w, err := NewWriter(&failAfter{n}, Options{Level: 1})
 		if err != nil {
@@ -327,7 +327,7 @@ func cuts(data []byte, piece func() int) []int {
 
 func TestCut(t *testing.T) {
 	t.Parallel()
-	data := sample(64<<20, 8)
+	data := sample(32<<20, 8)
 	want := cuts(data, func() int { return len(data) })
 	for i, n := range want {
 		if n > maxSegment || n < minSegment && i < len(want)-1 {

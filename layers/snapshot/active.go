@@ -25,16 +25,16 @@ type Active struct {
 	Mount Mount
 
 	store *Store
-	lower []string
+	lower *merge.Stack
 	work  string // empty when it is gone
 }
 
 // Prepare makes a writable child of the tree.
 func (s *Store) Prepare(ctx context.Context, t layers.Tree, src Sources) (*Active, error) {
-	lower, err := s.Ensure(ctx, t, src)
-	if err != nil {
+	if err := s.ensureAll(ctx, t, src); err != nil {
 		return nil, err
 	}
+	lower := s.stack(t)
 	work, err := s.root.TempDir("active")
 	if err != nil {
 		return nil, err
@@ -74,7 +74,15 @@ func (a *Active) Commit(ctx context.Context, stubs []string) (id layers.ID, err 
 		return "", err
 	}
 	l := Layer{ID: newID(), Dir: true, Size: size, Created: time.Now().UTC()}
-	return l.ID, s.publish(dir, l)
+	if err := s.publish(dir, l); err != nil {
+		return "", err
+	}
+	if a.Mount.Upper != "" {
+		// What is left is little, and nobody needs to wait for it.
+		s.root.RemoveLater(a.work)
+		a.work = ""
+	}
+	return l.ID, nil
 }
 
 // removeStubs removes mount points, those inside others first.
@@ -86,7 +94,6 @@ func (a *Active) removeStubs(stubs []string) error {
 	if written == "" {
 		written = a.Mount.Bind
 	}
-	below := merge.Dirs(a.lower)
 	clean := make([]string, len(stubs))
 	for i, stub := range stubs {
 		clean[i] = strings.TrimPrefix(path.Clean("/"+stub), "/")
@@ -96,7 +103,7 @@ func (a *Active) removeStubs(stubs []string) error {
 		if stub == "" {
 			continue
 		}
-		_, err := below.Lookup(stub)
+		_, err := a.lower.Lookup(stub)
 		if err == nil {
 			continue
 		}

@@ -23,8 +23,19 @@ import (
 // unpacked once however many processes want it. A blob that turns out to be
 // damaged is an error.
 func (s *Store) Ensure(ctx context.Context, t layers.Tree, src Sources) ([]string, error) {
-	if _, err := s.Lease(t); err != nil {
+	if err := s.ensureAll(ctx, t, src); err != nil {
 		return nil, err
+	}
+	paths := make([]string, len(t))
+	for i, id := range t {
+		paths[i] = s.path(id, fsDir)
+	}
+	return paths, nil
+}
+
+func (s *Store) ensureAll(ctx context.Context, t layers.Tree, src Sources) error {
+	if _, err := s.Lease(t); err != nil {
+		return err
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	started := map[layers.ID]bool{}
@@ -35,14 +46,7 @@ func (s *Store) Ensure(ctx context.Context, t layers.Tree, src Sources) ([]strin
 		started[id] = true
 		g.Go(func() error { return s.ensure(gctx, id, src) })
 	}
-	if err := g.Wait(); err != nil {
-		return nil, err
-	}
-	paths := make([]string, len(t))
-	for i, id := range t {
-		paths[i] = s.path(id, fsDir)
-	}
-	return paths, nil
+	return g.Wait()
 }
 
 func (s *Store) hasDir(id layers.ID) bool {

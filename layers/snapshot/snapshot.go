@@ -20,6 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/layers/snapshot/internal/merge"
 )
 
 // ErrNotFound: there is no such layer in the store.
@@ -65,17 +66,18 @@ type Sources struct {
 }
 
 // Driver makes writable file systems. See packages overlay and copydir, and
-// snapshottest for what they must do.
+// snapshottest for what they must do. A Stack is the layer directories that a
+// file system is on top of: it knows where they are and what is in them.
 type Driver interface {
 	// Name is "overlay" or "copydir".
 	Name() string
-	// Prepare readies a writable file system on top of the directories
-	// lower, the lowest first. work is an empty directory for the driver.
-	Prepare(ctx context.Context, lower []string, work string) (Mount, error)
+	// Prepare readies a writable file system on top of lower. work is an
+	// empty directory for the driver.
+	Prepare(ctx context.Context, lower *merge.Stack, work string) (Mount, error)
 	// Commit makes a layer directory, at the path dir that does not exist
 	// yet, of what was written since Prepare. Nothing has the file system
 	// mounted any more.
-	Commit(ctx context.Context, m Mount, lower []string, work, dir string) error
+	Commit(ctx context.Context, m Mount, lower *merge.Stack, work, dir string) error
 }
 
 // Mount tells how to mount a file system. The one who mounts does so in a mount

@@ -23,6 +23,7 @@ import (
 
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/snapshot/internal/layerdir"
+	"github.com/strake-build/strake/layers/snapshot/internal/merge"
 	"github.com/strake-build/strake/state"
 )
 
@@ -52,6 +53,8 @@ type Store struct {
 	mu      sync.Mutex // guards what follows
 	known   map[layers.ID]known
 	making  map[layers.ID]chan struct{} // closed when the making ends
+	room    *merge.Room
+	dirs    map[layers.ID]*merge.Dir
 	recipes map[layers.ID]weak.Pointer[recipe]
 	memos   map[layers.ID]weak.Pointer[memo]
 }
@@ -81,6 +84,7 @@ func Open(root *state.Root, o Options) (*Store, error) {
 		files:        make(chan struct{}, workers),
 		known:        map[layers.ID]known{},
 		making:       map[layers.ID]chan struct{}{},
+		dirs:         map[layers.ID]*merge.Dir{},
 		recipes:      map[layers.ID]weak.Pointer[recipe]{},
 		memos:        map[layers.ID]weak.Pointer[memo]{},
 	}, nil
@@ -169,6 +173,7 @@ func (s *Store) forget(id layers.ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.known, id)
+	delete(s.dirs, id)
 	delete(s.recipes, id)
 	delete(s.memos, id)
 }
@@ -386,6 +391,36 @@ func (s *Store) list() (list []Layer, damaged []layers.ID, err error) {
 		}
 	}
 	return list, damaged, nil
+}
+
+// maxRemembered bounds the entries and names of layer directories that are
+// remembered: to some 30 MB.
+const maxRemembered = 100_000
+
+// stack returns the layers of a tree, whose directories are there.
+func (s *Store) stack(t layers.Tree) *merge.Stack {
+	list := make([]merge.Layer, len(t))
+	for i, id := range t {
+		list[i] = s.layerDir(id)
+	}
+	return merge.New(list)
+}
+
+// layerDir returns the directory of a layer, with what is remembered of it.
+// When there is too much of that, all is forgotten.
+func (s *Store) layerDir(id layers.ID) *merge.Dir {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.room.Full() {
+		s.room = merge.NewRoom(maxRemembered)
+		clear(s.dirs)
+	}
+	d := s.dirs[id]
+	if d == nil {
+		d = merge.NewDir(s.path(id, fsDir), s.room)
+		s.dirs[id] = d
+	}
+	return d
 }
 
 // path is a path in the directory of a layer.

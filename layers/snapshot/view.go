@@ -6,7 +6,6 @@ import (
 	"errors"
 	"io"
 	"io/fs"
-	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
 
@@ -26,11 +25,11 @@ type View struct {
 }
 
 // viewLayer is a layer as a View reads it: a directory, or a recipe if dir is
-// empty.
+// nil.
 type viewLayer struct {
-	id   layers.ID
-	dir  string
-	memo *memo // of a directory
+	id    layers.ID
+	known known
+	dir   *merge.Dir
 }
 
 // View opens a view of a tree. Layers that are only blobs are unpacked.
@@ -42,11 +41,11 @@ func (s *Store) View(ctx context.Context, t layers.Tree, src Sources) (*View, er
 	list := make([]merge.Layer, len(t))
 	var blobs layers.Tree
 	for i, id := range t {
-		v.layers[i].id = id
 		k, err := s.recall(id)
 		if err != nil {
 			return nil, err
 		}
+		v.layers[i] = viewLayer{id: id, known: k}
 		if k.recipe && !k.dir {
 			if list[i], err = s.recipe(id); err != nil {
 				return nil, err
@@ -56,11 +55,10 @@ func (s *Store) View(ctx context.Context, t layers.Tree, src Sources) (*View, er
 		if !k.dir {
 			blobs = append(blobs, id)
 		}
-		v.layers[i].dir = s.path(id, fsDir)
-		v.layers[i].memo = s.memo(id, k)
-		list[i] = merge.Dir(v.layers[i].dir)
+		v.layers[i].dir = s.layerDir(id)
+		list[i] = v.layers[i].dir
 	}
-	if _, err := s.Ensure(ctx, blobs, src); err != nil {
+	if err := s.ensureAll(ctx, blobs, src); err != nil {
 		return nil, err
 	}
 	v.stack = merge.New(list)
@@ -113,10 +111,10 @@ func (v *View) Open(ctx context.Context, path string) (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(f.Data)), nil
 	}
 	l := v.layers[f.Layer]
-	if l.dir == "" {
+	if l.dir == nil {
 		return v.store.openRecipeFile(ctx, l.id, f.Entry, v.src)
 	}
-	return layerdir.OpenFile(filepath.Join(l.dir, path))
+	return layerdir.OpenFile(l.dir.Path(path))
 }
 
 // Digest is the digest of the regular file at path. It is remembered with the
@@ -133,7 +131,7 @@ func (v *View) Digest(ctx context.Context, path string) (digest.Digest, error) {
 		return digest.SHA256.FromBytes(f.Data), nil
 	}
 	l := v.layers[f.Layer]
-	if l.dir == "" {
+	if l.dir == nil {
 		content, err := v.store.openRecipeFile(ctx, l.id, f.Entry, v.src)
 		if err != nil {
 			return "", err
@@ -141,15 +139,16 @@ func (v *View) Digest(ctx context.Context, path string) (digest.Digest, error) {
 		d, err := digest.SHA256.FromReader(reader{ctx, content})
 		return d, errors.Join(err, content.Close())
 	}
-	if d, ok := l.memo.get(path); ok {
+	memo := v.store.memo(l.id, l.known)
+	if d, ok := memo.get(path); ok {
 		return d, nil
 	}
-	d, err := hashFile(ctx, filepath.Join(l.dir, path))
+	d, err := hashFile(ctx, l.dir.Path(path))
 	if err != nil {
 		return "", err
 	}
 	// A digest that can't be kept is computed again.
-	_ = l.memo.put(path, d)
+	_ = memo.put(path, d)
 	return d, nil
 }
 
@@ -160,8 +159,8 @@ func (v *View) HostPath(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	if l := v.layers[f.Layer]; l.dir != "" {
-		return filepath.Join(l.dir, path), nil
+	if l := v.layers[f.Layer]; l.dir != nil {
+		return l.dir.Path(path), nil
 	}
 	return "", nil
 }

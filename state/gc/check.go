@@ -403,7 +403,7 @@ func (s *Store) inspectMounts(context.Context, *references, bool) ([]finding, er
 		f := s.stranger("cachemounts/"+m.name, "has no meta.json that can be read")
 		remove := f.fix
 		f.fix = func() error {
-			unlock, ok := s.tryMount(context.Background(), m.name)
+			unlock, ok := s.tryMount(m.name)
 			if !ok {
 				return errInUse
 			}

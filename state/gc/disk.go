@@ -33,7 +33,7 @@ func (d *disk) usage(path string, except map[string]bool) (int64, error) {
 func (d *disk) freed(path string) (int64, error) {
 	var total int64
 	err := walk(path, nil, func(fi fs.FileInfo, st *syscall.Stat_t) {
-		if n := d.meet(fi, st); fi.IsDir() || n == st.Nlink {
+		if n := d.meet(fi, st); fi.IsDir() || n == uint64(st.Nlink) { // 32 bits on arm64
 			total += st.Blocks * 512
 		}
 	})

@@ -1,11 +1,12 @@
 package gc
 
 import (
-	"context"
 	"encoding/hex"
 	"encoding/json"
 	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // cacheMount is cachemounts/<name>: the contents of cache mounts of one id.
@@ -64,12 +65,31 @@ func (s *Store) mountUsed(m cacheMount, top os.FileInfo) time.Time {
 	return used
 }
 
-// tryMount locks a cache mount unless a step uses it.
-func (s *Store) tryMount(ctx context.Context, name string) (unlock func(), ok bool) {
-	// Steps hold this lock and wait for the gc lock, which we hold: no
-	// waiting here.
-	ctx, cancel := context.WithTimeout(ctx, time.Millisecond)
-	defer cancel()
-	unlock, err := s.Root.Lock(ctx, "cachemount-"+name, true)
-	return unlock, err == nil
+// tryMount locks a cache mount unless a step uses it. It does not wait: steps
+// hold this lock and wait for the gc lock, which we hold. Root.Lock has a
+// context to end its waiting, but can't be asked to try once; the rules for the
+// file are those of docs/store.md.
+func (s *Store) tryMount(name string) (unlock func(), ok bool) {
+	f, err := os.OpenFile(s.Root.Path("locks", "cachemount-"+name), os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, false
+	}
+	if unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB) != nil || !hasItsName(f) {
+		f.Close()
+		return nil, false
+	}
+	return func() {
+		os.Remove(f.Name())
+		unix.Flock(int(f.Fd()), unix.LOCK_UN)
+		f.Close()
+	}, true
+}
+
+func hasItsName(f *os.File) bool {
+	open, err := f.Stat()
+	if err != nil {
+		return false
+	}
+	named, err := os.Lstat(f.Name())
+	return err == nil && os.SameFile(open, named)
 }

@@ -174,7 +174,7 @@ func (p *pruning) collect(ctx context.Context) error {
 		if p.o.limited() && p.excess <= 0 {
 			break
 		}
-		if err = p.drop(ctx, c); err != nil {
+		if err = p.drop(c); err != nil {
 			break
 		}
 	}
@@ -325,7 +325,7 @@ func (c candidate) depth() int {
 }
 
 // drop removes a candidate.
-func (p *pruning) drop(ctx context.Context, c candidate) error {
+func (p *pruning) drop(c candidate) error {
 	switch {
 	case c.record != nil:
 		p.forgotten = append(p.forgotten, c.record.Key)
@@ -341,7 +341,7 @@ func (p *pruning) drop(ctx context.Context, c candidate) error {
 		}
 		return nil
 	case c.mount != nil:
-		unlock, ok := p.tryMount(ctx, c.mount.name)
+		unlock, ok := p.tryMount(c.mount.name)
 		if !ok {
 			return nil
 		}

@@ -51,7 +51,7 @@ func (s *Store) entries(ctx context.Context) ([]Entry, error) {
 	list := append(r.layerEntries(), r.blobEntries()...)
 	slices.SortStableFunc(list, func(a, b Entry) int { return a.Created.Compare(b.Created) })
 	for _, m := range mounts {
-		unlock, ok := s.tryMount(ctx, m.name)
+		unlock, ok := s.tryMount(m.name)
 		if ok {
 			unlock()
 		}

@@ -275,13 +275,14 @@ func bindReadonly(dir string, attrs int) (int, string, error) {
 }
 
 // overlayFlags are the options of every overlay: its upper directory must be
-// readable as a layer without overlayfs.
+// readable as a layer without overlayfs, and no layer may redirect to another
+// directory.
 func overlayFlags(r sandbox.Root) []string {
-	o := []string{"redirect_dir=off", "metacopy=off", "index=off"}
 	if r.UserXattr {
-		o = append(o, "userxattr")
+		// It means no redirections, and refuses to be told so.
+		return []string{"index=off", "userxattr"}
 	}
-	return o
+	return []string{"redirect_dir=nofollow", "metacopy=off", "index=off"}
 }
 
 func overlay(r sandbox.Root, attrs int) (int, error) {

@@ -296,21 +296,30 @@ func networkNone(t *testing.T, s *suite) {
 }
 
 func networkJoined(t *testing.T, s *suite) {
-	// A thread makes a namespace, in which there is a name.
 	type made struct {
 		ns  *os.File
 		err error
 	}
 	c := make(chan made)
-	go func() {
+	var namespace func()
+	namespace = func() {
 		runtime.LockOSThread() // and never unlocked: the thread ends
+		if unix.Gettid() == os.Getpid() {
+			// The main thread would not end.
+			defer runtime.UnlockOSThread()
+			done := make(chan struct{})
+			go func() { defer close(done); namespace() }()
+			<-done
+			return
+		}
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			c <- made{nil, err}
 			return
 		}
 		f, err := os.Open("/proc/thread-self/ns/net")
 		c <- made{f, err}
-	}()
+	}
+	go namespace()
 	m := <-c
 	must(t, m.err)
 	defer m.ns.Close()
@@ -470,7 +479,7 @@ func setuid(t *testing.T, s *suite) {
 	}
 	bin := layer(t, nil)
 	must(t, os.Mkdir(filepath.Join(bin, "bin"), 0o755))
-	must(t, copyFile(Helper(t), filepath.Join(bin, "bin/suid"), 0o755))
+	must(t, copyFile(filepath.Join(s.lower, "bin/helper"), filepath.Join(bin, "bin/suid"), 0o755))
 	must(t, os.Chmod(filepath.Join(bin, "bin/suid"), 0o755|os.ModeSetuid))
 	rep := s.report(t, run{
 		config:  sandbox.Config{Args: []string{"suid", "report"}, UID: 1000, GID: 1000},
@@ -557,7 +566,7 @@ func cancel(t *testing.T, s *suite) {
 	r.process.Root = root
 	done := make(chan result, 1)
 	go func() { done <- s.try(ctx, t, r) }()
-	want(t, "output", waitFor(t, out), "started")
+	want(t, "output", waitFor(t, out, done), "started")
 	if !alive(t, word) {
 		t.Error("the test is broken: nothing runs")
 	}
@@ -611,10 +620,10 @@ func signals(t *testing.T, s *suite) {
 	r.process.Started = func(signal func(os.Signal) error) { send <- signal }
 	done := make(chan result, 1)
 	go func() { done <- s.try(t.Context(), t, r) }()
+	want(t, "output", waitFor(t, out, done), "ready")
 	signal := <-send
-	want(t, "output", waitFor(t, out), "ready")
 	must(t, signal(unix.SIGUSR1))
-	want(t, "output", waitFor(t, out), "got")
+	want(t, "output", waitFor(t, out, done), "got")
 	if res := <-done; res.err != nil || res.exit != 7 {
 		t.Errorf("exit %d, error %v", res.exit, res.err)
 	}

@@ -8,13 +8,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -83,20 +83,6 @@ func Run(t *testing.T, r sandbox.Runner, o Options) {
 	}
 }
 
-var helper = sync.OnceValues(func() (string, error) {
-	dir, err := os.MkdirTemp("", "sandboxtest-")
-	if err != nil {
-		return "", err
-	}
-	bin := filepath.Join(dir, "helper")
-	cmd := exec.Command("go", "build", "-o", bin, "github.com/strake-build/strake/builder/sandbox/sandboxtest/helper")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w: %s", err, out)
-	}
-	return bin, nil
-})
-
 // HelperEnv is the environment variable with the path of a helper that was
 // built already, for users who can't build.
 const HelperEnv = "SANDBOXTEST_HELPER"
@@ -107,9 +93,11 @@ func Helper(t testing.TB) string {
 	if bin := os.Getenv(HelperEnv); bin != "" {
 		return bin
 	}
-	bin, err := helper()
-	if err != nil {
-		t.Skipf("SKIPPED: the helper can't be built: %v", err)
+	bin := filepath.Join(t.TempDir(), "helper")
+	cmd := exec.Command("go", "build", "-o", bin, "github.com/strake-build/strake/builder/sandbox/sandboxtest/helper")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Skipf("SKIPPED: the helper can't be built: %v\n%s", err, out)
 	}
 	return bin
 }
@@ -140,14 +128,7 @@ func copyFile(from, to string, mode os.FileMode) error {
 	if err != nil {
 		return err
 	}
-	return errorsJoin(os.WriteFile(to, data, mode), os.Chmod(to, mode))
-}
-
-func errorsJoin(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
+	return errors.Join(os.WriteFile(to, data, mode), os.Chmod(to, mode))
 }
 
 func must(t testing.TB, err error) {
@@ -271,8 +252,8 @@ func (s *suite) report(t testing.TB, r run) report {
 	return rep
 }
 
-// waitFor waits until a line comes from r.
-func waitFor(t testing.TB, r io.Reader) string {
+// waitFor waits until a line comes from r, or the process fails.
+func waitFor(t testing.TB, r io.Reader, done <-chan result) string {
 	t.Helper()
 	line := make(chan string, 1)
 	go func() {
@@ -289,6 +270,9 @@ func waitFor(t testing.TB, r io.Reader) string {
 	select {
 	case l := <-line:
 		return l
+	case res := <-done:
+		t.Fatalf("exit %d, error %v", res.exit, res.err)
+		return ""
 	case <-time.After(time.Minute):
 		t.Fatal("no output")
 		return ""

@@ -16,7 +16,7 @@ import (
 
 // Commit compares the copy with what it was, and moves what is new in it to the
 // layer directory.
-func (d *Driver) Commit(ctx context.Context, m snapshot.Mount, lower []string, work, dir string) error {
+func (d *Driver) Commit(ctx context.Context, m snapshot.Mount, lower *merge.Stack, work, dir string) error {
 	was, err := loadIndex(filepath.Join(work, indexFile))
 	if err != nil {
 		return err
@@ -24,8 +24,7 @@ func (d *Driver) Commit(ctx context.Context, m snapshot.Mount, lower []string, w
 	c := committer{
 		ctx:     ctx,
 		root:    m.Bind,
-		lower:   lower,
-		below:   merge.Dirs(lower),
+		below:   lower,
 		was:     was,
 		options: d.options(),
 		links:   map[inode]*group{},
@@ -57,7 +56,6 @@ type group struct {
 type committer struct {
 	ctx     context.Context
 	root    string
-	lower   []string
 	below   *merge.Stack
 	was     index
 	options layerdir.Options
@@ -154,7 +152,7 @@ func (c *committer) same(path string, st layerdir.File, below merge.Found) (bool
 	if st.Type != layers.Regular || st.Size == 0 {
 		return true, nil
 	}
-	return layerdir.SameContent(filepath.Join(c.root, path), filepath.Join(c.lower[below.Layer], path))
+	return layerdir.SameContent(filepath.Join(c.root, path), c.below.Path(below))
 }
 
 func (c *committer) subdir(path string, st layerdir.File, now stamp, below merge.Found) error {

@@ -57,13 +57,12 @@ func (d *Driver) options() layerdir.Options {
 
 // Prepare copies the merged tree to work/root, hard links as such, and notes
 // the state of each file in work/index.
-func (d *Driver) Prepare(ctx context.Context, lower []string, work string) (snapshot.Mount, error) {
-	below := merge.Dirs(lower)
-	root, err := below.Lookup(".")
+func (d *Driver) Prepare(ctx context.Context, lower *merge.Stack, work string) (snapshot.Mount, error) {
+	root, err := lower.Lookup(".")
 	if err != nil {
 		return snapshot.Mount{}, err
 	}
-	c := copier{lower: lower, below: below, sources: map[string]string{}, first: map[inode]string{}}
+	c := copier{below: lower, sources: map[string]string{}, first: map[inode]string{}}
 	c.entries = append(c.entries, root.Entry)
 	if err := c.list(ctx, "."); err != nil {
 		return snapshot.Mount{}, err
@@ -101,7 +100,6 @@ type inode struct {
 
 // copier lists what is to be copied.
 type copier struct {
-	lower   []string
 	below   *merge.Stack
 	entries []layers.Entry
 	sources map[string]string // host's paths of regular files
@@ -120,7 +118,7 @@ func (c *copier) list(ctx context.Context, dir string) error {
 		e := f.Entry
 		e.Opaque = false
 		if e.Type != layers.Dir {
-			src := filepath.Join(c.lower[f.Layer], e.Path)
+			src := c.below.Path(f)
 			st, err := layerdir.Stat(src)
 			if err != nil {
 				return err

@@ -38,35 +38,30 @@ func (d *Driver) Name() string { return "overlay" }
 
 // Prepare makes the upper directory, with the owner, mode and attributes of the
 // root below it.
-func (d *Driver) Prepare(ctx context.Context, lower []string, work string) (snapshot.Mount, error) {
+func (d *Driver) Prepare(ctx context.Context, lower *merge.Stack, work string) (snapshot.Mount, error) {
 	m := snapshot.Mount{
 		Upper:     filepath.Join(work, "upper"),
 		Work:      filepath.Join(work, "work"),
 		UserXattr: d.UserXattr,
 	}
-	lower, err := showing(lower)
+	// Overlayfs doesn't look for the mark of an opaque directory at the root:
+	// what is below one is left out here.
+	root, dirs, err := lower.Shown()
 	if err != nil {
 		return snapshot.Mount{}, err
 	}
-	if len(lower) > MaxLayers {
-		return snapshot.Mount{}, fmt.Errorf("%d layers are more than overlayfs can stack (%d)", len(lower), MaxLayers)
+	if len(dirs) > MaxLayers {
+		return snapshot.Mount{}, fmt.Errorf("%d layers are more than overlayfs can stack (%d)", len(dirs), MaxLayers)
 	}
-	root := layers.Entry{Type: layers.Dir, Mode: 0o755}
-	if len(lower) == 0 {
+	if len(dirs) == 0 {
 		// An overlay needs one.
 		empty := filepath.Join(work, "empty")
 		if err := os.Mkdir(empty, 0o755); err != nil {
 			return snapshot.Mount{}, err
 		}
-		lower = []string{empty}
-	} else {
-		f, err := layerdir.Stat(lower[len(lower)-1])
-		if err != nil {
-			return snapshot.Mount{}, err
-		}
-		root = f.Entry
+		dirs = []string{empty}
 	}
-	m.Lower = lower
+	m.Lower = dirs
 	for _, dir := range []string{m.Upper, m.Work} {
 		if err := os.Mkdir(dir, 0o700); err != nil {
 			return snapshot.Mount{}, err
@@ -75,33 +70,17 @@ func (d *Driver) Prepare(ctx context.Context, lower []string, work string) (snap
 	return m, d.options().SetAttrs(m.Upper, root)
 }
 
-// showing leaves out what is below an opaque root: overlayfs doesn't look for
-// that mark there.
-func showing(lower []string) ([]string, error) {
-	for i := len(lower) - 1; i > 0; i-- {
-		f, err := layerdir.Stat(lower[i])
-		if err != nil {
-			return nil, err
-		}
-		if f.Opaque {
-			return lower[i:], nil
-		}
-	}
-	return lower, nil
-}
-
 func (d *Driver) options() layerdir.Options {
 	return layerdir.Options{UserXattr: d.UserXattr, RecordOwners: d.RecordOwners}
 }
 
 // Commit takes what is not new out of the upper directory and makes it the
 // layer directory.
-func (d *Driver) Commit(ctx context.Context, m snapshot.Mount, lower []string, work, dir string) error {
+func (d *Driver) Commit(ctx context.Context, m snapshot.Mount, lower *merge.Stack, work, dir string) error {
 	c := committer{
 		ctx:     ctx,
 		upper:   m.Upper,
-		lower:   lower,
-		below:   merge.Dirs(lower),
+		below:   lower,
 		options: d.options(),
 	}
 	root, err := layerdir.Stat(m.Upper)
@@ -121,7 +100,6 @@ func (d *Driver) Commit(ctx context.Context, m snapshot.Mount, lower []string, w
 type committer struct {
 	ctx     context.Context
 	upper   string
-	lower   []string
 	below   *merge.Stack
 	options layerdir.Options
 }
@@ -236,5 +214,5 @@ func (c *committer) same(path string, st layerdir.File, below merge.Found) (bool
 	if st.Type != layers.Regular || st.Size == 0 {
 		return true, nil
 	}
-	return layerdir.SameContent(filepath.Join(c.upper, path), filepath.Join(c.lower[below.Layer], path))
+	return layerdir.SameContent(filepath.Join(c.upper, path), c.below.Path(below))
 }

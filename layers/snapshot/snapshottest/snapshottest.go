@@ -79,7 +79,8 @@ func commit(t testing.TB, d snapshot.Driver, lower []string, fn func(root string
 	if err := os.Mkdir(work, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	m, err := d.Prepare(t.Context(), lower, work)
+	below := merge.Dirs(lower)
+	m, err := d.Prepare(t.Context(), below, work)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +93,7 @@ func commit(t testing.TB, d snapshot.Driver, lower []string, fn func(root string
 		return err
 	})
 	dir := filepath.Join(tmp, "layer")
-	if err := d.Commit(t.Context(), m, lower, work, dir); err != nil {
+	if err := d.Commit(t.Context(), m, below, work, dir); err != nil {
 		t.Fatal(err)
 	}
 	merged, err := mergedListing(append(append([]string{}, lower...), dir))
@@ -168,7 +169,7 @@ func line(e layers.Entry, content string) string {
 
 // plain lists a directory tree, whatever is in it, without marks and links.
 func plain(dir string) (string, error) {
-	return list(merge.New([]merge.Layer{merge.Dir(dir)}), []string{dir})
+	return list(merge.New([]merge.Layer{merge.NewDir(dir, nil)}), []string{dir})
 }
 
 // mergedListing lists the tree that layer directories make.
@@ -239,7 +240,7 @@ func testMany(t *testing.T, d snapshot.Driver) {
 // testRemovable: what Commit leaves in the work directory can be removed.
 func testRemovable(t *testing.T, d snapshot.Driver) {
 	t.Parallel()
-	lower := makeLower(t, [][]step{{mkdir("d", 0o755), write("d/f", "1")}})
+	lower := merge.Dirs(makeLower(t, [][]step{{mkdir("d", 0o755), write("d/f", "1")}}))
 	work := filepath.Join(t.TempDir(), "work")
 	if err := os.Mkdir(work, 0o700); err != nil {
 		t.Fatal(err)
@@ -263,7 +264,7 @@ func testRemovable(t *testing.T, d snapshot.Driver) {
 // testCancel: a Commit whose context has ended makes no layer.
 func testCancel(t *testing.T, d snapshot.Driver) {
 	t.Parallel()
-	lower := makeLower(t, [][]step{{write("f", "1")}})
+	lower := merge.Dirs(makeLower(t, [][]step{{write("f", "1")}}))
 	work := filepath.Join(t.TempDir(), "work")
 	if err := os.Mkdir(work, 0o700); err != nil {
 		t.Fatal(err)

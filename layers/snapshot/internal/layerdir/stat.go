@@ -10,6 +10,7 @@ package layerdir
 import (
 	"errors"
 	"io/fs"
+	"math"
 	"os"
 	"strconv"
 	"strings"
@@ -108,13 +109,13 @@ func Stat(path string) (File, error) {
 	if f.Type != layers.Regular && f.Type != layers.Dir {
 		return f, nil
 	}
-	return f, f.readXattrs(path, int(st.Uid) == os.Geteuid())
+	return f, f.readXattrs(path, int(st.Uid))
 }
 
 // readXattrs reads the attributes and applies those that have a meaning here.
 // Owners that are recorded count for files of this process only: a process in a
 // build that has another user must not give its files away.
-func (f *File) readXattrs(path string, mine bool) error {
+func (f *File) readXattrs(path string, uid int) error {
 	names, err := listXattrs(path)
 	if err != nil {
 		return err
@@ -129,7 +130,7 @@ func (f *File) readXattrs(path string, mine bool) error {
 		}
 		switch {
 		case name == layers.OwnerXattr:
-			if mine {
+			if uid == os.Geteuid() {
 				f.applyOwner(value)
 			}
 			continue
@@ -169,13 +170,46 @@ func (f *File) applyOwner(value string) {
 }
 
 // Names lists a directory, in no particular order.
-func Names(dir string) ([]string, error) {
-	d, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW, 0)
+func Names(dir string) ([]string, error) { return SomeNames(dir, math.MaxInt) }
+
+// errLarge: a directory has more names than are wanted.
+var errLarge = errors.New("too large")
+
+// SomeNames lists a directory unless its names take more than limit bytes as
+// the kernel lists them: that is an error. The system calls are made directly,
+// for package os makes nine of these four.
+func SomeNames(dir string, limit int) (names []string, err error) {
+	fd := -1
+	err = ignoringEINTR(func() (err error) {
+		fd, err = unix.Open(dir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+		return err
+	})
 	if err != nil {
-		return nil, err
+		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
-	names, err := d.Readdirnames(-1)
-	return names, errors.Join(err, d.Close())
+	defer unix.Close(fd)
+	var small [2048]byte
+	buf := small[:]
+	for {
+		n := 0
+		err := ignoringEINTR(func() (err error) {
+			n, err = unix.ReadDirent(fd, buf)
+			return err
+		})
+		if err != nil {
+			return nil, &fs.PathError{Op: "readdir", Path: dir, Err: err}
+		}
+		if n == 0 {
+			return names, nil
+		}
+		if limit -= n; limit < 0 {
+			return nil, &fs.PathError{Op: "readdir", Path: dir, Err: errLarge}
+		}
+		_, _, names = unix.ParseDirent(buf[:n], -1, names)
+		if len(buf) == len(small) {
+			buf = make([]byte, 32<<10)
+		}
+	}
 }
 
 // Same reports whether two entries are alike but for their paths, digests and

@@ -4,7 +4,6 @@ package merge
 
 import (
 	"io/fs"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -13,7 +12,7 @@ import (
 	"github.com/strake-build/strake/layers/snapshot/internal/layerdir"
 )
 
-// Layer is one layer of a Stack: a directory (Dir) or a list of entries.
+// Layer is one layer of a Stack: a directory (*Dir) or a list of entries.
 type Layer interface {
 	// Stat returns the entry at path, or fs.ErrNotExist. Path is set; hard
 	// links are given as what they link to. All that leads to path are
@@ -61,10 +60,28 @@ func New(list []Layer) *Stack {
 // Dirs returns the Stack of layer directories.
 func Dirs(paths []string) *Stack {
 	list := make([]Layer, len(paths))
+	room := NewRoom(maxDirs)
 	for i, p := range paths {
-		list[i] = Dir(p)
+		list[i] = NewDir(p, room)
 	}
 	return New(list)
+}
+
+// Path is the host's path of what Lookup or ReadDir found in a layer directory.
+func (s *Stack) Path(f Found) string { return s.layers[f.Layer].(*Dir).Path(f.Entry.Path) }
+
+// Shown returns the root directory, and the layer directories that show in the
+// tree, the lowest first: not those below one whose root is opaque.
+func (s *Stack) Shown() (root layers.Entry, dirs []string, err error) {
+	d, err := s.root()
+	if err != nil {
+		return layers.Entry{}, nil, err
+	}
+	dirs = make([]string, 0, len(d.from))
+	for _, i := range slices.Backward(d.from) {
+		dirs = append(dirs, s.layers[i].(*Dir).path)
+	}
+	return d.Entry, dirs, nil
 }
 
 // Lookup returns the entry at path, or fs.ErrNotExist if nothing is there or
@@ -249,22 +266,6 @@ func (s *Stack) remember(path string, d *dir) {
 		s.dirs[path] = d
 	}
 }
-
-// Dir is a layer directory by its path.
-type Dir string
-
-// Stat implements Layer.
-func (d Dir) Stat(path string) (layers.Entry, error) {
-	f, err := layerdir.Stat(d.Path(path))
-	f.Path = path
-	return f.Entry, err
-}
-
-// Names implements Layer.
-func (d Dir) Names(path string) ([]string, error) { return layerdir.Names(d.Path(path)) }
-
-// Path is the host's path of a file in the layer.
-func (d Dir) Path(path string) string { return filepath.Join(string(d), path) }
 
 func join(dir, name string) string {
 	if dir == "." {

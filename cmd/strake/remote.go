@@ -1,0 +1,81 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/strake-build/strake/builder"
+	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/progress"
+)
+
+// gitContext reads a context argument as a git repository: a URL that is one by
+// its form, with #REF[:DIR] after it. nil if it is something else.
+func gitContext(arg string) *plan.Git {
+	remote, fragment, _ := strings.Cut(arg, "#")
+	switch {
+	case strings.HasPrefix(remote, "github.com/"):
+		remote = "https://" + strings.TrimSuffix(remote, ".git") + ".git"
+	case strings.HasPrefix(remote, "git://"), strings.HasPrefix(remote, "ssh://"), strings.HasPrefix(remote, "git@"):
+	case isHTTP(remote) && strings.HasSuffix(remote, ".git"):
+	default:
+		return nil
+	}
+	ref, dir, _ := strings.Cut(fragment, ":")
+	return &plan.Git{Remote: remote, Ref: ref, Subdir: strings.TrimPrefix(path.Join("/", dir), "/")}
+}
+
+func isHTTP(s string) bool {
+	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
+}
+
+// isURL reports whether a context is somewhere else.
+func isURL(s string) bool { return isHTTP(s) || gitContext(s) != nil }
+
+// fetchContext gets a context from a URL into a temporary directory, which it
+// returns: a git repository, a tar archive or a build file.
+func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, b *builder.Builder, s *store, secrets func(context.Context, string) ([]byte, error), event progress.Func) (dir string, err error) {
+	if dir, err = in.tempDir(s, "context-"); err != nil {
+		return "", err
+	}
+	id := "context " + arg
+	event(progress.Event{Kind: progress.Start, Time: time.Now(), Vertex: id, Name: "[internal] load remote context " + arg})
+	defer func() {
+		done := progress.Event{Kind: progress.Done, Time: time.Now(), Vertex: id}
+		if err != nil {
+			done.Error = err.Error()
+		}
+		event(done)
+	}()
+	if op := gitContext(arg); op != nil {
+		if _, err := secrets(ctx, "GIT_AUTH_TOKEN"); err == nil {
+			op.AuthToken = "GIT_AUTH_TOKEN"
+		}
+		commit, err := b.Git.Resolve(ctx, op)
+		if err != nil {
+			return "", err
+		}
+		return dir, b.Git.Checkout(ctx, op, commit, dir)
+	}
+	fetched, err := in.tempDir(s, "fetch-")
+	if err != nil {
+		return "", err
+	}
+	entries, err := b.HTTP.Fetch(ctx, &plan.HTTP{URL: arg, Filename: "context"}, fetched)
+	if err != nil {
+		return "", err
+	}
+	if len(entries) != 1 {
+		return "", errors.New("not one file")
+	}
+	f, err := os.Open(entries[0].Origin.Staged)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	return dir, in.unpack(ctx, f, dir, arg, mayBeFile)
+}
