@@ -101,6 +101,22 @@ func (b *Builder) keep(found *base, platform ocispec.Platform) {
 	b.bases[baseKey{found.Digest, platforms.Format(platform)}] = found
 }
 
+// Stored makes an image of the local store a base, whatever its name: Image ops
+// with the digest that it returns, which is that of its configuration, can be
+// built by this Builder.
+func (b *Builder) Stored(img image.Image, ref string, platform ocispec.Platform) (Base, error) {
+	if ok, err := b.Layers.Lease(img.Tree); err != nil || !ok {
+		return Base{}, errors.Join(err, fmt.Errorf("%s: layers are missing", ref))
+	}
+	config, err := b.Images.Config(img.ID)
+	if err != nil {
+		return Base{}, err
+	}
+	found := &base{Base: Base{Ref: ref, Digest: img.ID, Config: config}, tree: img.Tree}
+	b.keep(found, platform)
+	return found.Base, nil
+}
+
 // base returns what an Image op names.
 func (b *Builder) base(ctx context.Context, op *plan.Image) (*base, error) {
 	k := baseKey{op.Digest, platforms.Format(op.Platform)}

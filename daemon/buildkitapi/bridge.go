@@ -3,6 +3,7 @@ package buildkitapi
 import (
 	"context"
 	"fmt"
+	"strings"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
@@ -147,12 +148,17 @@ func (b *bridge) ResolveImageConfig(ctx context.Context, req *gwpb.ResolveImageC
 	if err != nil {
 		return nil, err
 	}
-	if req.StoreID != "" {
-		return nil, unsupported("an image of an OCI layout")
-	}
 	p := b.s.o.Platforms[0]
 	if req.Platform != nil {
 		p = req.Platform.Spec()
+	}
+	if req.StoreID != "" {
+		_, dgst, _ := strings.Cut(req.Ref, "@")
+		base, err := j.layout(ctx, req.SessionID, req.StoreID, dgst, p)
+		if err != nil {
+			return nil, clientError(err)
+		}
+		return &gwpb.ResolveImageConfigResponse{Digest: dgst, Config: base.Config, Ref: req.Ref}, nil
 	}
 	base, err := j.resolve(ctx, req.Ref, p, req.ResolveMode == pb.AttrImageResolveModeForcePull)
 	if err != nil {
@@ -162,16 +168,22 @@ func (b *bridge) ResolveImageConfig(ctx context.Context, req *gwpb.ResolveImageC
 }
 
 func (b *bridge) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSourceMetaRequest) (*gwpb.ResolveSourceMetaResponse, error) {
-	ref, ok := cutScheme(req.GetSource().GetIdentifier(), "docker-image")
-	if !ok {
+	conf := &gwpb.ResolveImageConfigRequest{Platform: req.Platform, ResolveMode: req.ResolveMode}
+	scheme, ref, _ := strings.Cut(req.GetSource().GetIdentifier(), "://")
+	switch scheme {
+	case "docker-image":
+	case "oci-layout":
+		conf.StoreID, conf.SessionID = req.Source.Attrs[pb.AttrOCILayoutStoreID], req.Source.Attrs[pb.AttrOCILayoutSessionID]
+	default:
 		return &gwpb.ResolveSourceMetaResponse{Source: req.Source}, nil
 	}
-	base, err := b.ResolveImageConfig(ctx, &gwpb.ResolveImageConfigRequest{Ref: ref, Platform: req.Platform, ResolveMode: req.ResolveMode})
+	conf.Ref = ref
+	base, err := b.ResolveImageConfig(ctx, conf)
 	if err != nil {
 		return nil, err
 	}
 	src := req.Source.CloneVT()
-	src.Identifier = "docker-image://" + base.Ref
+	src.Identifier = scheme + "://" + base.Ref
 	return &gwpb.ResolveSourceMetaResponse{
 		Source: src, Image: &gwpb.ResolveSourceImageResponse{Digest: base.Digest, Config: base.Config},
 	}, nil

@@ -115,6 +115,11 @@ func (f *dockerfile) build(ctx context.Context) (*result, error) {
 	}
 	pull := f.attrs["image-resolve-mode"] == pb.AttrImageResolveModeForcePull
 	o.Resolve = func(ctx context.Context, ref string, p ocispec.Platform) (parser.Resolved, error) {
+		if rest, ok := cutScheme(ref, "oci-layout"); ok {
+			store, dgst, _ := strings.Cut(rest, "@")
+			b, err := f.job.layout(ctx, "", store, dgst, p)
+			return parser.Resolved{Ref: b.Ref, Digest: b.Digest, Config: b.Config, Layout: store}, err
+		}
 		b, err := f.job.resolve(ctx, ref, p, pull)
 		return parser.Resolved{Ref: b.Ref, Digest: b.Digest, Config: b.Config}, err
 	}
@@ -337,6 +342,13 @@ func (f *dockerfile) fetchContext(raw string) error {
 		}
 	}
 	file := &plan.Step{Op: &plan.HTTP{URL: raw, Filename: name}, Name: "[internal] load remote build context", Internal: true}
+	if u, err := url.Parse(raw); err == nil && u.Host == uploadHost {
+		op, err := f.job.upload(u, name)
+		if err != nil {
+			return fmt.Errorf("read the context %s: %w", raw, err)
+		}
+		file.Op = op
+	}
 	head, err := f.job.readFile(f.job.reference(file, 0, nil), name, 0, 1024)
 	if err != nil {
 		return fmt.Errorf("read the context %s: %w", raw, err)
@@ -507,7 +519,14 @@ func (f *dockerfile) namedContext(name, value string) (parser.Context, error) {
 		}
 		return c, nil
 	case "oci-layout":
-		return parser.Context{}, unsupported("a context oci-layout://")
+		store, dgst, ok := strings.Cut(strings.TrimPrefix(rest, "//"), "@")
+		if !ok {
+			return parser.Context{}, fmt.Errorf("oci-layout reference %q has no digest", rest)
+		}
+		if i := strings.LastIndex(store, ":"); i > strings.LastIndex(store, "/") {
+			store = store[:i] // a tag, for people
+		}
+		return parser.Context{Layout: store, Image: dgst}, nil
 	}
 	return parser.Context{}, fmt.Errorf("unsupported context source %s for %s", kind, name)
 }

@@ -267,7 +267,13 @@ func (t *translation) sourceOp(n *node, step *plan.Step, src *pb.SourceOp) error
 		}
 		n.outputs[0] = plan.Input{Step: ref.step, Output: ref.output}
 	case "oci-layout":
-		return unsupported("a source oci-layout://")
+		_, dgst, _ := strings.Cut(rest, "@")
+		store := attrs[pb.AttrOCILayoutStoreID]
+		b, err := t.job.layout(t.ctx, attrs[pb.AttrOCILayoutSessionID], store, dgst, step.Platform)
+		if err != nil {
+			return err
+		}
+		step.Op = &plan.Image{Ref: b.Ref, Digest: b.Digest, Platform: step.Platform, Layout: store}
 	default:
 		return fmt.Errorf("unknown source scheme %q", scheme)
 	}

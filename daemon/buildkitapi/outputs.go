@@ -176,6 +176,9 @@ func (j *job) export(res *result, outputs []output) (map[string]string, error) {
 				}
 			}
 		}
+		if o.Epoch == nil {
+			o.RewriteTimes = false // there is nothing to rewrite them to
+		}
 		values, err := j.deliver(res, images, o)
 		if err != nil {
 			return nil, err
@@ -205,7 +208,18 @@ func (j *job) deliver(res *result, images []export.Image, o output) (map[string]
 		return nil, j.local2client(res, images, o)
 	}
 	if !o.Tar {
-		return nil, unsupported("%s output into a directory", o.Type)
+		dir, err := b.Root.TempDir("layout-")
+		if err != nil {
+			return nil, err
+		}
+		defer os.RemoveAll(dir) // goes with the lease otherwise
+		o.Dest = dir
+		o.Type = export.TypeOCI // Docker's form is for tar files only
+		response, err := x.Export(j.ctx, images, o.Output)
+		if err != nil {
+			return nil, err
+		}
+		return response, j.sendLayout(dir)
 	}
 	c, err := j.caller()
 	if err != nil {

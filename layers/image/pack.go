@@ -9,6 +9,7 @@ import (
 	"io"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -346,6 +347,10 @@ func (p *Packer) remember(id layers.ID, variant string, done packed) error {
 	return err
 }
 
+// annotationRewritten tells of a layer that its times are no later than this one,
+// in seconds since 1970; BuildKit's name for it.
+const annotationRewritten = "buildkit/rewritten-timestamp"
+
 // ref gives the way to a layer's blob.
 func (p *Packer) ref(l snapshot.Layer, desc ocispec.Descriptor, o PackOptions, src snapshot.Sources) blob.Ref {
 	stored := desc
@@ -355,6 +360,9 @@ func (p *Packer) ref(l snapshot.Layer, desc ocispec.Descriptor, o PackOptions, s
 		desc.MediaType = manifest.OCIType(desc.MediaType)
 	}
 	desc.URLs = nil
+	if o.Clamp && !pulled(l) {
+		desc.Annotations = map[string]string{annotationRewritten: strconv.FormatInt(o.ModTime.Unix(), 10)}
+	}
 	return blob.Ref{
 		Desc:    desc,
 		Open:    func(ctx context.Context) (io.ReadCloser, error) { return p.open(ctx, l, stored, src) },
