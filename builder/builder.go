@@ -72,7 +72,7 @@ type Request struct {
 	Secret func(ctx context.Context, id string) ([]byte, error)
 	// SSH returns the path of the agent socket that an ssh mount shows; nil:
 	// there are none.
-	SSH func(id string) (string, error)
+	SSH func(m plan.Mount) (string, error)
 	// NoCache passes over all stored results.
 	NoCache  bool
 	Progress progress.Func

@@ -118,7 +118,7 @@ func (e *execution) ssh(m plan.Mount) error {
 		}
 		return nil
 	}
-	socket, err := e.bd.r.SSH(m.ID)
+	socket, err := e.bd.r.SSH(m)
 	if err != nil {
 		if !m.Required {
 			return nil

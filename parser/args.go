@@ -1,7 +1,7 @@
 package parser
 
 import (
-	"fmt"
+	"context"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,7 +23,7 @@ var silentArgs = map[string]bool{
 
 // openArgs sets the global arguments, which FROM sees: those of the platforms,
 // then those declared before the first FROM.
-func (t *target) openArgs() error {
+func (t *target) openArgs(ctx context.Context) error {
 	target := t.o.Target
 	if target == "" {
 		target = t.syntax.stages[len(t.syntax.stages)-1].Name
@@ -57,7 +57,7 @@ func (t *target) openArgs() error {
 	if err := t.globalArgs(t.globals, t.args); err != nil {
 		return err
 	}
-	return t.openEpoch()
+	return t.openEpoch(ctx)
 }
 
 // globalArgs adds the arguments declared before the first FROM to env.
@@ -81,7 +81,7 @@ func (t *target) globalArgs(e *env, given map[string]string) error {
 }
 
 // openEpoch reads SOURCE_DATE_EPOCH from the build args or the global ones.
-func (t *target) openEpoch() error {
+func (t *target) openEpoch(ctx context.Context) (err error) {
 	value, given := t.args[epochArg]
 	if !given {
 		value, _ = t.globals.Get(epochArg)
@@ -91,7 +91,8 @@ func (t *target) openEpoch() error {
 	}
 	seconds, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
-		return fmt.Errorf("invalid %s: %s", epochArg, shorten(value))
+		t.epoch, err = t.epochOf(ctx, value)
+		return err
 	}
 	epoch := time.Unix(seconds, 0).UTC()
 	t.epoch = &epoch

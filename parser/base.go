@@ -337,6 +337,8 @@ func emptyImage(p ocispec.Platform) dockerspec.DockerOCIImage {
 	img.Platform = p
 	img.RootFS.Type = "layers"
 	img.Config.WorkingDir = "/"
-	img.Config.Env = []string{defaultPath}
+	if p.OS != "windows" {
+		img.Config.Env = []string{defaultPath}
+	}
 	return img
 }

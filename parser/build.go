@@ -186,7 +186,7 @@ func newTarget(ctx context.Context, b *builder, p ocispec.Platform) (*target, er
 	t.display = t.expander.display()
 	t.lintStageNames()
 	t.lintCasing()
-	if err := t.openArgs(); err != nil {
+	if err := t.openArgs(ctx); err != nil {
 		return t, err
 	}
 	if err := t.openStages(); err != nil {

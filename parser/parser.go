@@ -110,6 +110,10 @@ type Options struct {
 	// Epoch is SOURCE_DATE_EPOCH; nil if not given. The build arg of that
 	// name is used in its place if there is one.
 	Epoch *time.Time
+	// EpochOf tells the time of a source, where SOURCE_DATE_EPOCH names one
+	// (a context, or a stage that only adds one): that of a commit, or when a
+	// file was changed. nil, or a nil time: there is none.
+	EpochOf func(ctx context.Context, step *plan.Step) (*time.Time, error)
 	// Resolve looks a base image up. It may be called from several
 	// goroutines, once for each reference and platform. ref is normalised, or
 	// "oci-layout://<layout>:<tag>" or "oci-layout://<layout>@<digest>" for

@@ -131,6 +131,15 @@ func (x *run) event(ev progress.Event) {
 	x.Progress(ev)
 }
 
+// time is when an image was made: the epoch of the output, else that of the
+// build.
+func (x *run) time(img Image) time.Time {
+	if x.o.Epoch == nil && img.Target.Image.Created != nil {
+		return *img.Target.Image.Created
+	}
+	return x.created
+}
+
 // status tells what is being done.
 func (x *run) status(format string, args ...any) {
 	x.event(progress.Event{Kind: progress.Status, Action: fmt.Sprintf(format, args...)})
@@ -149,7 +158,7 @@ func (x *run) pack(ctx context.Context) ([]*image.Packed, error) {
 	packed := make([]*image.Packed, len(x.images))
 	for i, img := range x.images {
 		var err error
-		if packed[i], err = x.Packer.Build(ctx, img.Target.Image, img.Tree, x.packOptions(img), x.created, x.o.Annotations, img.Sources); err != nil {
+		if packed[i], err = x.Packer.Build(ctx, img.Target.Image, img.Tree, x.packOptions(img), x.time(img), x.o.Annotations, img.Sources); err != nil {
 			return nil, err
 		}
 		x.status("exporting manifest %s", packed[i].Desc.Digest)
@@ -194,7 +203,7 @@ func (x *run) image(ctx context.Context) (map[string]any, error) {
 	} else {
 		x.status("exporting layers")
 		for _, img := range x.images {
-			c, err := x.Packer.Config(ctx, img.Target.Image, img.Tree, x.packOptions(img), x.created, img.Sources)
+			c, err := x.Packer.Config(ctx, img.Target.Image, img.Tree, x.packOptions(img), x.time(img), img.Sources)
 			if err != nil {
 				return nil, err
 			}

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/tonistiigi/go-csvvalue"
+
+	"github.com/strake-build/strake/plan"
 )
 
 // maxSecret is how large a secret may be, as in BuildKit.
@@ -98,7 +100,7 @@ func parseSecrets(values []string, e *env) (func(context.Context, string) ([]byt
 }
 
 // parseSSH parses --ssh flags: IDs of agents and their sockets.
-func parseSSH(values []string, e *env) (func(string) (string, error), error) {
+func parseSSH(values []string, e *env) (func(plan.Mount) (string, error), error) {
 	agents := map[string]string{}
 	for _, v := range values {
 		id, socket, _ := strings.Cut(v, "=")
@@ -119,7 +121,8 @@ func parseSSH(values []string, e *env) (func(string) (string, error), error) {
 		}
 		agents[id] = socket
 	}
-	return func(id string) (string, error) {
+	return func(m plan.Mount) (string, error) {
+		id := m.ID
 		if id == "" {
 			id = "default"
 		}

@@ -19,12 +19,14 @@ type serveOptions struct {
 	sandboxOptions
 
 	addrs    []string
+	config   string
 	allow    []string
 	parallel int
 }
 
 func (o *serveOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.addrs, "addr", []string{"unix:///run/strake/strake.sock"}, "`ADDRESS` to listen on, unix:///path or tcp://host:port; may be repeated")
+	f.StringVar(&o.config, "config", "", "`FILE` in the form of buildkitd.toml, of which entitlements and registries are read")
 	f.StringSliceVar(&o.allow, "allow", nil, "what clients may ask for: network.host, security.insecure")
 	f.IntVar(&o.parallel, "parallel", 0, "how many steps run at once (default 16 and two for each processor)")
 	o.registryOptions.addFlags(f)
@@ -51,6 +53,9 @@ Builds work on the same store as those of strake build, and at the same time.`,
 }
 
 func runServe(ctx context.Context, o serveOptions, e *env) (err error) {
+	if err := o.readConfig(); err != nil {
+		return err
+	}
 	for _, a := range o.allow {
 		if a != "network.host" && a != "security.insecure" {
 			return usagef("--allow %s: it is network.host or security.insecure", a)

@@ -123,6 +123,7 @@ func (f *dockerfile) build(ctx context.Context) (*result, error) {
 		b, err := f.job.resolve(ctx, ref, p, pull)
 		return parser.Resolved{Ref: b.Ref, Digest: b.Digest, Config: b.Config}, err
 	}
+	o.EpochOf = f.job.epochOf
 	if id, ok := f.attrs["requestid"]; ok {
 		return f.subrequest(ctx, id, o)
 	}

@@ -305,13 +305,18 @@ func (j *job) secret(ctx context.Context, id string) ([]byte, error) {
 }
 
 // agent returns the socket of an SSH agent of the client.
-func (j *job) agent(id string) (string, error) {
+func (j *job) agent(m plan.Mount) (string, error) {
+	id, mode := m.ID, int(m.Mode)
 	if id == "" {
 		id = sshforward.DefaultID
 	}
+	if mode == 0 {
+		mode = 0o600
+	}
+	key := fmt.Sprintf("%s %o %d %d", id, mode, m.UID, m.GID)
 	j.mu.Lock()
 	defer j.mu.Unlock()
-	if s, ok := j.ssh[id]; ok {
+	if s, ok := j.ssh[key]; ok {
 		return s, nil
 	}
 	c, err := j.s.caller(j.ctx, j.session)
@@ -321,12 +326,12 @@ func (j *job) agent(id string) (string, error) {
 	if err := sshforward.CheckSSHID(j.ctx, c, id); err != nil {
 		return "", fmt.Errorf("ssh agent %s: %w", id, err)
 	}
-	socket, closer, err := sshforward.MountSSHSocket(j.ctx, c, sshforward.SocketOpt{ID: id, Mode: 0o666})
+	socket, closer, err := sshforward.MountSSHSocket(j.ctx, c, sshforward.SocketOpt{ID: id, UID: m.UID, GID: m.GID, Mode: mode})
 	if err != nil {
 		return "", err
 	}
 	j.closers = append(j.closers, closer)
-	j.ssh[id] = socket
+	j.ssh[key] = socket
 	return socket, nil
 }
 

@@ -22,6 +22,7 @@ import (
 	"path"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -139,6 +140,44 @@ func checksum(op *plan.Git, id string) error {
 		return fmt.Errorf("%q is commit %s, not %s as expected", op.Ref, id, op.Checksum)
 	}
 	return nil
+}
+
+// Time is when the commit was made that op's ref is now. dir is an empty
+// directory to work in.
+func (c *Client) Time(ctx context.Context, op *plan.Git, dir string) (time.Time, error) {
+	commit, err := c.Resolve(ctx, op)
+	if err != nil {
+		return time.Time{}, err
+	}
+	fail := func(err error) (time.Time, error) {
+		return time.Time{}, fmt.Errorf("git repository %s: time of %s: %w", redacted(op.Remote), commit, err)
+	}
+	g, err := c.run(ctx, op, dir)
+	if err != nil {
+		return fail(err)
+	}
+	format := "sha1"
+	if len(commit) == 64 {
+		format = "sha256"
+	}
+	if _, err := g("init", "--quiet", "--template=", "--object-format="+format, "-b", "master"); err != nil {
+		return fail(err)
+	}
+	if _, err := g("remote", "add", "--", "origin", op.Remote); err != nil {
+		return fail(err)
+	}
+	if err := fetch(g, op, commit); err != nil {
+		return fail(err)
+	}
+	out, err := g("show", "--no-patch", "--format=%ct", commit)
+	if err != nil {
+		return fail(err)
+	}
+	seconds, err := strconv.ParseInt(strings.TrimSpace(out), 10, 64)
+	if err != nil {
+		return fail(err)
+	}
+	return time.Unix(seconds, 0).UTC(), nil
 }
 
 // Checkout puts the tree of a commit that Resolve returned into the empty

@@ -116,6 +116,22 @@ func (c *Client) Resolve(ctx context.Context, op *plan.HTTP) (digest.Digest, err
 	return d, os.Rename(name, c.file(d))
 }
 
+// LastModified is when the server says that the file was changed; the zero time
+// if it doesn't.
+func (c *Client) LastModified(ctx context.Context, op *plan.HTTP) (time.Time, error) {
+	if _, known := c.recall(op.URL); !known || op.Checksum == "" {
+		if _, err := c.Resolve(ctx, &plan.HTTP{URL: op.URL}); err != nil {
+			return time.Time{}, err
+		}
+	}
+	m, _ := c.recall(op.URL)
+	at, err := http.ParseTime(m.LastModified)
+	if err != nil {
+		return time.Time{}, nil
+	}
+	return at.UTC(), nil
+}
+
 // Fetch puts the file into the directory dir, which is the caller's, and
 // returns the entry of it for a tree that has nothing else.
 func (c *Client) Fetch(ctx context.Context, op *plan.HTTP, dir string) ([]layers.Entry, error) {

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/pelletier/go-toml/v2"
+)
+
+// daemonConfig is what strake serve knows of buildkitd's configuration file.
+// Other settings are those of a daemon that works differently, and passed over.
+type daemonConfig struct {
+	Entitlements []string `toml:"insecure-entitlements"`
+	Registry     map[string]struct {
+		Mirrors  []string `toml:"mirrors"`
+		HTTP     bool     `toml:"http"`
+		Insecure bool     `toml:"insecure"`
+	} `toml:"registry"`
+}
+
+// maxConfig bounds the file.
+const maxConfig = 1 << 20
+
+// readConfig reads the configuration file into the options; flags go before it.
+func (o *serveOptions) readConfig() error {
+	if o.config == "" {
+		return nil
+	}
+	data, err := readFile(o.config, maxConfig)
+	if err != nil {
+		return fmt.Errorf("--config: %w", err)
+	}
+	var c daemonConfig
+	if err := toml.Unmarshal(data, &c); err != nil {
+		return usagef("--config %s: %w", o.config, err)
+	}
+	o.allow = append(o.allow, c.Entitlements...)
+	for host, r := range c.Registry {
+		for _, m := range r.Mirrors {
+			pair := host + "=" + m
+			if !strings.Contains(strings.Join(o.mirrors, "\n")+"\n", pair+"\n") {
+				o.mirrors = append(o.mirrors, pair)
+			}
+		}
+		if r.HTTP || r.Insecure {
+			o.insecure = append(o.insecure, host)
+		}
+	}
+	return nil
+}
+
+func readFile(name string, limit int64) ([]byte, error) {
+	fi, err := os.Stat(name)
+	if err != nil {
+		return nil, err
+	}
+	if fi.Size() > limit {
+		return nil, fmt.Errorf("%s: larger than %d bytes", name, limit)
+	}
+	return os.ReadFile(name)
+}
