@@ -137,6 +137,9 @@ func (s *stage) arg(c *instructions.ArgCommand) error {
 			}
 			arg.Value = &v
 		} else if v, ok := s.t.globals.Get(arg.Key); ok {
+			if arg.Key == epochArg {
+				v = s.t.epochValue()
+			}
 			arg.Value = &v
 		}
 		text := arg.Key

@@ -113,7 +113,7 @@ func (s *stage) run() error {
 	} else {
 		s.image.Config.OnBuild = nil // they have run
 	}
-	if !s.imageEnv.has("PATH") {
+	if !s.imageEnv.has("PATH") && s.image.OS != "windows" {
 		s.imageEnv.list = append(s.imageEnv.list, defaultPath)
 		s.imageEnv.index["PATH"] = len(s.imageEnv.list) - 1
 	}

@@ -137,7 +137,7 @@ func (c *Client) Resolve(ctx context.Context, op *plan.Git) (commit string, err 
 
 func checksum(op *plan.Git, id string) error {
 	if !strings.HasPrefix(id, op.Checksum) {
-		return fmt.Errorf("%q is commit %s, not %s as expected", op.Ref, id, op.Checksum)
+		return fmt.Errorf("%q: expected checksum to match %s, got %s", op.Ref, op.Checksum, id)
 	}
 	return nil
 }
@@ -217,7 +217,11 @@ func (c *Client) Checkout(ctx context.Context, op *plan.Git, commit, dir string)
 	}
 	if !op.SkipSubmodules {
 		if _, err := os.Lstat(filepath.Join(dir, ".gitmodules")); err == nil {
-			if _, err := g("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1"); err != nil {
+			_, err := g("submodule", "--quiet", "update", "--init", "--recursive", "--depth=1")
+			if err != nil && ctx.Err() == nil { // not every server gives shallow clones
+				_, err = g("submodule", "--quiet", "update", "--init", "--recursive")
+			}
+			if err != nil {
 				return fmt.Errorf("submodules: %w", err)
 			}
 		}
