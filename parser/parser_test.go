@@ -167,12 +167,12 @@ func TestOptionsRefused(t *testing.T) {
 	}{
 		"no build platform": {Options{Resolve: resolver(nil)}, "platform of this machine"},
 		"no resolver":       {Options{BuildPlatform: amd64}, "can be looked up"},
-		"windows":           {Options{BuildPlatform: amd64, Platforms: []ocispec.Platform{{OS: "windows", Architecture: "amd64"}}}, "Windows"},
+		"RUN for windows":   {Options{BuildPlatform: amd64, Platforms: []ocispec.Platform{{OS: "windows", Architecture: "amd64"}}, Resolve: resolver(nil)}, "RUN for Windows is not supported"},
 		"context":           {Options{BuildPlatform: amd64, Contexts: map[string]Context{"alpine": {Image: "Not A Reference"}}, Resolve: resolver(nil)}, "context alpine"},
 		"check":             {Options{BuildPlatform: amd64, Args: map[string]string{"BUILDKIT_DOCKERFILE_CHECK": "x"}}, "check=x"},
 	}
 	for name, c := range cases {
-		_, err := parse(t, "FROM alpine\n").Plan(t.Context(), c.o)
+		_, err := parse(t, "FROM alpine\nRUN true\n").Plan(t.Context(), c.o)
 		if err == nil || !strings.Contains(err.Error(), c.want) {
 			t.Errorf("%s: error %v, want one with %q", name, err, c.want)
 		}

@@ -148,7 +148,7 @@ func (s *stage) dispatch(c command) error {
 	if err := s.expandCommand(c.Command); err != nil {
 		return err
 	}
-	if s.base != nil && s.platformOr().OS == "windows" {
+	if s.image.OS == "windows" || s.resolved != nil && s.platformOr().OS == "windows" {
 		switch c.Command.(type) {
 		case *instructions.RunCommand, *instructions.WorkdirCommand:
 			return s.t.errorf(c, "%s for Windows is not supported", strings.ToUpper(c.Name()))

@@ -253,7 +253,7 @@ func TestErrors(t *testing.T) {
 		{"no such ref", plan.Git{Remote: remote, Ref: "nope"}, `no branch or tag "nope"`},
 		{"no such repository", plan.Git{Remote: r.url + "/none/.git"}, "not found"},
 		{"no such commit", plan.Git{Remote: remote, Ref: strings.Repeat("1", 40)}, "commit"},
-		{"other checksum", plan.Git{Remote: remote, Ref: "main", Checksum: "0123"}, "is commit " + commit + ", not 0123"},
+		{"other checksum", plan.Git{Remote: remote, Ref: "main", Checksum: "0123"}, "expected checksum to match 0123, got " + commit},
 		{"checksum that is none", plan.Git{Remote: remote, Checksum: "--x"}, "can't be a commit"},
 		{"option as ref", plan.Git{Remote: remote, Ref: "--upload-pack=touch x"}, "can't be a branch"},
 		{"refspec as ref", plan.Git{Remote: remote, Ref: "a:refs/heads/b"}, "can't be a branch"},
