@@ -56,7 +56,7 @@ func (r *run) direct() (int, error) {
 
 // thread runs on the thread that is thrown away.
 func (r *run) thread() (exit int, err error) {
-	host, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	host, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, err
 	}

@@ -83,6 +83,13 @@ func Run(t *testing.T, r sandbox.Runner, o Options) {
 	}
 }
 
+// Works runs a program and returns the runner's error.
+func Works(t testing.TB, r sandbox.Runner, rootless bool) error {
+	t.Helper()
+	s := &suite{Options: Options{Rootless: rootless}, runner: r, lower: base(t)}
+	return s.try(t.Context(), t, run{config: sandbox.Config{Args: []string{"true"}}}).err
+}
+
 // HelperEnv is the environment variable with the path of a helper that was
 // built already, for users who can't build.
 const HelperEnv = "SANDBOXTEST_HELPER"
