@@ -102,7 +102,8 @@ func parseTemplate(s string) (*template.Template, error) {
 		"join":     strings.Join,
 		"lower":    strings.ToLower,
 		"upper":    strings.ToUpper,
-		"title":    strings.Title, //nolint:staticcheck // Docker's templates have it
+		//lint:ignore SA1019 Docker's templates have it
+		"title":    strings.Title,
 		"truncate": func(s string, n int) string { return s[:min(n, len(s))] },
 		"pad": func(s string, before, after int) string {
 			return strings.Repeat(" ", before) + s + strings.Repeat(" ", after)
