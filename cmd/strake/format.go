@@ -98,10 +98,10 @@ func parseTemplate(s string) (*template.Template, error) {
 			}
 			return strings.TrimSpace(b.String()), nil
 		},
-		"split":    strings.Split,
-		"join":     strings.Join,
-		"lower":    strings.ToLower,
-		"upper":    strings.ToUpper,
+		"split": strings.Split,
+		"join":  strings.Join,
+		"lower": strings.ToLower,
+		"upper": strings.ToUpper,
 		//lint:ignore SA1019 Docker's templates have it
 		"title":    strings.Title,
 		"truncate": func(s string, n int) string { return s[:min(n, len(s))] },

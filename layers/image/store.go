@@ -24,6 +24,8 @@ import (
 )
 
 // ErrNotFound: the store has no such image.
+//
+//lint:ignore ST1005 these are the words that Docker's users know
 var ErrNotFound = errors.New("No such image")
 
 // Store keeps images and names in images/ of the store root, a file each:
