@@ -109,11 +109,16 @@ func topLayer(rec cache.Record) layers.ID {
 func (bd *build) available(v *vertex, rec cache.Record) bool {
 	for _, t := range rec.Outputs {
 		for _, id := range t {
+			if ok, err := bd.b.Layers.HasDir(id); err != nil {
+				return false
+			} else if ok {
+				continue
+			}
 			l, err := bd.b.Layers.Layer(id)
 			if err != nil {
 				return false
 			}
-			if l.Dir || bd.hasBlob(l) {
+			if bd.hasBlob(l) {
 				continue
 			}
 			if !l.Recipe {

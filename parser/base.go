@@ -299,7 +299,7 @@ func (t *target) contextBase(ctx context.Context, name string, c *Context, p oci
 
 // contextImage makes a base of a named context that is an image.
 func (t *target) contextImage(ctx context.Context, name string, c *Context, p ocispec.Platform) (*base, error) {
-	ref := c.Image
+	var ref string
 	if c.Layout != "" {
 		sep := ":"
 		if strings.HasPrefix(c.Image, "sha256:") || strings.HasPrefix(c.Image, "sha512:") {

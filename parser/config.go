@@ -76,7 +76,8 @@ func (s *stage) setCmd(c *instructions.CmdCommand) error {
 	s.lintUsedOnce(c, &s.cmd)
 	args := s.commandLine(c, c.ShellDependantCmdLine)
 	s.image.Config.Cmd = args
-	s.image.Config.ArgsEscaped = true //nolint:staticcheck // Docker images have it
+	//lint:ignore SA1019 Docker images have it
+	s.image.Config.ArgsEscaped = true
 	return s.record(fmt.Sprintf("CMD %q", args), false)
 }
 

@@ -37,7 +37,7 @@ func (f *File) at(loc []bparser.Range, err error) error {
 	if err == nil || errors.As(err, &known) {
 		return err
 	}
-	message, hint := unwrapFault(err)
+	hint, message := unwrapFault(err)
 	e := f.fault(loc, message)
 	e.Hint = hint
 	return markQuoted(e)
@@ -96,7 +96,7 @@ func (f *File) syntaxFault(err error) *plan.Error {
 	if errors.As(err, &located) && len(located.Locations) > 0 {
 		loc = located.Locations[0]
 	}
-	message, hint := unwrapFault(err)
+	hint, message := unwrapFault(err)
 	text := message.Error()
 	if misplaced.MatchString(text) && len(loc) == 1 {
 		loc = location{{Start: bparser.Position{Line: loc[0].Start.Line + 1}}}
@@ -128,19 +128,19 @@ var (
 
 // unwrapFault takes the location, the line number and the suggestion that the
 // syntax packages put into their messages off an error.
-func unwrapFault(err error) (message error, hint string) {
+func unwrapFault(err error) (hint string, message error) {
 	var located *bparser.LocationError
 	if errors.As(err, &located) {
 		err = located.Unwrap()
 	}
 	text := err.Error()
 	if m := suggestion.FindStringSubmatch(text); m != nil {
-		return errors.New(shorten(m[1])), fmt.Sprintf("did you mean %q?", m[2])
+		return fmt.Sprintf("did you mean %q?", m[2]), errors.New(shorten(m[1]))
 	}
 	if short := shorten(text); short != text {
-		return errors.New(short), ""
+		return "", errors.New(short)
 	}
-	return err, ""
+	return "", err
 }
 
 // shorten makes text fit the one line of a message.

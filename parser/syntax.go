@@ -67,7 +67,7 @@ func (f *File) readTrigger(trigger string, loc []bparser.Range, lint *linter.Lin
 		err = errors.New("FROM can't be a trigger")
 	}
 	if err != nil {
-		message, hint := unwrapFault(err)
+		hint, message := unwrapFault(err)
 		e := f.fault(loc, fmt.Errorf("ONBUILD %s: %w", shorten(trigger), message))
 		e.Hint = hint
 		return nil, e

@@ -333,6 +333,45 @@ func TestOldLogsGo(t *testing.T) {
 	running.root = t.TempDir() // its directory was moved: there is nothing to prune
 }
 
+// TestOldLogsStay: a build that says little has nothing to remove, unless there
+// are too many.
+func TestOldLogsStay(t *testing.T) {
+	t.Parallel()
+	root := t.TempDir()
+	limits := LogLimits{Builds: 16, Bytes: 16 << 10}
+	count := func(output int) int {
+		t.Helper()
+		l, err := OpenLogs(root, limits)
+		if err != nil {
+			t.Fatal(err)
+		}
+		d := NewDisplay(io.Discard, Options{Mode: Quiet, Logs: l})
+		d.Event(Event{Kind: Start, Vertex: "v", Name: "RUN"})
+		d.Event(Event{Kind: Log, Vertex: "v", Data: make([]byte, output)})
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		entries, err := os.ReadDir(root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(entries)
+	}
+	for i := range 18 {
+		if n := count(1); n != i+1 {
+			t.Errorf("%d logs after %d builds", n, i+1)
+		}
+	}
+	if n := count(1); n != 16 {
+		t.Errorf("%d logs are left of too many", n)
+	}
+	for i, want := range []int{16, 16, 2} { // the builds that are over count
+		if n := count(12 << 10); n != want {
+			t.Errorf("%d logs are left after %d that were large, want %d", n, i+1, want)
+		}
+	}
+}
+
 func TestSeconds(t *testing.T) {
 	t.Parallel()
 	for in, want := range map[time.Duration]string{

@@ -22,10 +22,12 @@ type Logs struct {
 	limits    LogLimits
 	events    *os.File // locked, as a sign that the build is under way
 	steps     map[int]*stepLog
+	written   int64 // bytes, of all files
 	err       error
 }
 
-// LogLimits bounds logs. The zero value is the default.
+// LogLimits bounds logs. The zero value is the default. Builds and Bytes may be
+// exceeded by an eighth: old logs are not looked at after every build.
 type LogLimits struct {
 	Builds int   // how many builds' logs are kept; 0 is 100
 	Bytes  int64 // in all, of builds that are over; 0 is 256 MiB
@@ -95,6 +97,7 @@ func (l *Logs) event(n int, e Event) {
 		Event
 	}{n, e})
 	if err == nil {
+		l.written += int64(len(b)) + 1
 		_, err = l.events.Write(append(b, '\n'))
 	}
 	l.err = err
@@ -126,6 +129,7 @@ func (l *Logs) output(n int, data []byte) error {
 			"\n[strake keeps %s of a step's output: the rest is not in this file]\n", Bytes(l.limits.Step))
 	}
 	s.n += int64(len(data))
+	l.written += int64(len(data))
 	_, err := s.f.Write(data)
 	return err
 }
@@ -151,6 +155,10 @@ func (l *Logs) prune() error {
 	names, err := os.ReadDir(l.root)
 	if err != nil {
 		return err
+	}
+	builds := l.limits.Builds
+	if len(names) <= builds+builds/8 && l.written <= l.limits.Bytes/int64(builds) {
+		return nil // if every build is like this one, none is too many
 	}
 	slices.SortFunc(names, func(a, b fs.DirEntry) int { return strings.Compare(b.Name(), a.Name()) })
 	var total int64

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +17,7 @@ import (
 // screen is as much of a terminal as the live view uses. It fails on anything
 // else, so that no foreign escape sequence can get through.
 type screen struct {
+	mu            sync.Mutex
 	t             *testing.T
 	width, height int
 	rows          []string // since the start; the terminal shows the last ones
@@ -25,9 +27,15 @@ type screen struct {
 
 var csi = regexp.MustCompile(`^\x1b\[(\??)(\d*)([A-Za-z])`)
 
-func (s *screen) size() (int, int, error) { return s.width, s.height, nil }
+func (s *screen) size() (int, int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.width, s.height, nil
+}
 
 func (s *screen) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	for b := p; len(b) > 0; {
 		switch {
 		case b[0] == '\r':
@@ -98,6 +106,8 @@ func (s *screen) put(text string) {
 }
 
 func (s *screen) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	var b strings.Builder
 	for _, r := range s.rows {
 		b.WriteString(strings.TrimRight(r, " ") + "\n")
@@ -206,9 +216,11 @@ func TestTTYResize(t *testing.T) {
 		synctest.Wait()
 		// The terminal becomes half as wide, and wraps the two lines of 99 and
 		// 23 cells to three rows.
+		s.mu.Lock()
 		wide := s.rows[1]
 		s.rows = []string{s.rows[0], cut(wide, 50), wide[50:], ""}
 		s.row, s.width = 3, 50
+		s.mu.Unlock()
 		time.Sleep(100 * time.Millisecond)
 		synctest.Wait()
 		if got := s.String(); strings.Count(got, "Building") != 1 || strings.Count(got, "RUN one") != 1 || strings.Count(got, "\n") != 2 {

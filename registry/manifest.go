@@ -1,6 +1,7 @@
 package registry
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -19,24 +20,27 @@ import (
 // In an index the platform itself wins, then what it can run; the error names
 // the platforms there are if it is none of them. A manifest that is not in an
 // index is taken whatever its platform: Desc.Platform tells. A reference with a
-// digest is checked against it.
+// digest is checked against it. With Options.Blobs, only a tag is asked for
+// again.
 func (c *Client) Resolve(ctx context.Context, reference string, platform ocispec.Platform) (*Image, error) {
 	r, err := parse(reference)
 	if err != nil {
 		return nil, err
 	}
-	desc, raw, err := c.manifest(ctx, r)
+	desc, raw, err := c.root(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	chosen, err := manifest.Choose(ctx, desc, raw, platform, func(ctx context.Context, d ocispec.Descriptor) ([]byte, error) {
-		if manifest.IsIndex(d.MediaType) || manifest.IsManifest(d.MediaType) {
-			inner := r
-			inner.tag, inner.digest = "", d.Digest
-			_, raw, err := c.manifest(ctx, inner)
-			return raw, err
-		}
-		return c.small(ctx, r, d)
+		return c.kept(d.Digest, func() ([]byte, error) {
+			if manifest.IsIndex(d.MediaType) || manifest.IsManifest(d.MediaType) {
+				inner := r
+				inner.tag, inner.digest = "", d.Digest
+				_, raw, err := c.manifest(ctx, inner)
+				return raw, err
+			}
+			return c.small(ctx, r, d)
+		})
 	})
 	if err != nil {
 		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrUnauthorized) || ctx.Err() != nil {
@@ -53,6 +57,43 @@ func (c *Client) Resolve(ctx context.Context, reference string, platform ocispec
 		Config:      chosen.Config,
 		Origin:      r.repository(),
 	}, nil
+}
+
+// root returns the manifest or index that a reference stands for.
+func (c *Client) root(ctx context.Context, r ref) (desc ocispec.Descriptor, raw []byte, err error) {
+	if r.digest == "" {
+		return c.manifest(ctx, r)
+	}
+	raw, err = c.kept(r.digest, func() (raw []byte, err error) {
+		desc, raw, err = c.manifest(ctx, r)
+		return raw, err
+	})
+	if err == nil && desc.Digest == "" {
+		mediaType, terr := manifest.Type(raw, "")
+		if terr != nil { // it does not say itself what it is
+			return c.manifest(ctx, r)
+		}
+		desc = ocispec.Descriptor{MediaType: mediaType, Digest: r.digest, Size: int64(len(raw))}
+	}
+	return desc, raw, err
+}
+
+// kept returns a small blob that was fetched before, or fetches it. That it
+// can't be kept is no failure: it will be fetched again.
+func (c *Client) kept(d digest.Digest, fetch func() ([]byte, error)) ([]byte, error) {
+	if c.options.Blobs == nil {
+		return fetch()
+	}
+	if n, err := c.options.Blobs.Stat(d); err == nil && n <= manifest.Limit {
+		if raw, err := c.options.Blobs.Bytes(d); err == nil {
+			return raw, nil
+		}
+	}
+	raw, err := fetch()
+	if err == nil {
+		_, _, _ = c.options.Blobs.Put(bytes.NewReader(raw), d, int64(len(raw)))
+	}
+	return raw, err
 }
 
 // Head returns the descriptor that a reference stands for, index or manifest.

@@ -28,6 +28,8 @@ import (
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strake-build/strake/layers/blob"
 )
 
 // ErrNotFound: the registry has no such manifest, blob or repository.
@@ -49,6 +51,9 @@ type Options struct {
 	// $DOCKER_CONFIG or ~/.docker, as the caller's environment says.
 	ConfigDir string
 	UserAgent string
+	// Blobs keeps the manifests and configurations that Resolve fetched by
+	// their digests, so that they are not fetched again; nil: they are.
+	Blobs *blob.Store
 }
 
 // Client speaks to registries. It keeps tokens and connections, and serves any

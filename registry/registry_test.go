@@ -13,11 +13,16 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -531,6 +536,65 @@ func TestMirrors(t *testing.T) {
 		t.Errorf("mountable from %q", got)
 	}
 	_ = m
+}
+
+// TestKept: what was fetched by its digest is not fetched again, unless it was
+// damaged since; a tag is asked for each time.
+func TestKept(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var asked []string
+	addr := serve(t, func(next http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			asked = append(asked, r.Method+" "+r.URL.Path)
+			mu.Unlock()
+			next.ServeHTTP(w, r)
+		})
+	})
+	m := makeImage(t, linux, 100)
+	push(t, client(t, Options{}), addr+"/app:1", m)
+	blobs, err := blob.Open(filepath.Join(t.TempDir(), "blobs"), t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	resolve := func(ref string) ([]string, *Image) {
+		t.Helper()
+		asked = nil
+		img, err := client(t, Options{Blobs: blobs}).Resolve(t.Context(), addr+ref, linux)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return slices.DeleteFunc(asked, func(a string) bool { return a == "GET /v2/" }), img
+	}
+	_, first := resolve("/app:1")
+	tag := []string{"GET /v2/app/manifests/1"}
+	config := "GET /v2/app/blobs/" + first.Manifest.Config.Digest.String()
+	pinned := "/app@" + first.Desc.Digest.String()
+	for _, test := range []struct {
+		ref  string
+		want []string
+	}{
+		{"/app:1", tag},
+		{pinned, []string{"GET /v2/app/manifests/" + first.Desc.Digest.String()}},
+		{pinned, nil},
+	} {
+		got, img := resolve(test.ref)
+		if diff := cmp.Diff(test.want, got, cmpopts.EquateEmpty()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.ref, diff)
+		}
+		if img.Desc.Digest != first.Desc.Digest || img.Desc.MediaType != first.Desc.MediaType || !bytes.Equal(img.Config, first.Config) {
+			t.Errorf("%s: %+v, first %+v", test.ref, img, first)
+		}
+	}
+	damaged := bytes.Repeat([]byte("x"), len(first.Config))
+	if err := os.WriteFile(blobs.Path(first.Manifest.Config.Digest), damaged, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	got, img := resolve("/app:1")
+	if diff := cmp.Diff(append(tag, config), got); diff != "" || !bytes.Equal(img.Config, first.Config) {
+		t.Errorf("after damage (-want +got):\n%s", diff)
+	}
 }
 
 func TestDamagedMirror(t *testing.T) {

@@ -89,7 +89,9 @@ func New(c Config) (*specs.Spec, error) {
 		return nil, errors.New("no program to run")
 	}
 	s := &specs.Spec{
-		Version: specs.Version,
+		// The oldest that has all of it: runtimes refuse what is newer than
+		// they are.
+		Version: "1.0.2",
 		Process: process(c),
 		Root:    &specs.Root{Path: "rootfs", Readonly: c.Readonly},
 		Mounts:  append(standardMounts(c), c.Mounts...),

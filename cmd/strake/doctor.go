@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -16,10 +15,10 @@ import (
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"github.com/strake-build/strake/builder/sandbox"
 	"github.com/strake-build/strake/builder/sandbox/linux"
+	"github.com/strake-build/strake/builder/sandbox/probe"
 	"github.com/strake-build/strake/builder/sandbox/rootless"
 )
 
@@ -72,11 +71,11 @@ func runDoctor(ctx context.Context, o doctorOptions, e *env) error {
 			failed++
 		}
 		if o.format == "" {
-			if err := e.printf("%-8s %-12s %s\n", f.Status, f.Check, strings.ReplaceAll(cleaned(f.Text), "\n", " ")); err != nil {
+			if err := e.printf("%-8s %-22s %s\n", f.Status, f.Check, strings.ReplaceAll(cleaned(f.Text), "\n", " ")); err != nil {
 				return err
 			}
 			if f.Advice != "" {
-				if err := e.printf("%21s %s\n", "", f.Advice); err != nil {
+				if err := e.printf("%31s %s\n", "", f.Advice); err != nil {
 					return err
 				}
 			}
@@ -103,24 +102,14 @@ func (d *doctor) bad(status, check string, err error, advice string) {
 	d.findings = append(d.findings, finding{check, status, err.Error(), advice})
 }
 
+// examine looks at what the machine says of itself, and then tries what builds
+// do: only that tells whether they work.
 func (d *doctor) examine(ctx context.Context) {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err == nil {
-		d.ok("kernel", "Linux %s on %s", unix.ByteSliceToString(u.Release[:]), unix.ByteSliceToString(u.Machine[:]))
-	}
-	mode, err := rootless.Enter()
+	_, err := rootless.Enter()
+	d.probe()
 	if err != nil {
-		d.bad(statusFailed, "user", err, "Run as root, or let ordinary users make user namespaces: sysctl -w kernel.unprivileged_userns_clone=1 user.max_user_namespaces=15000 kernel.apparmor_restrict_unprivileged_userns=0")
+		d.bad(statusFailed, "rootless", err, "Run as root, or let ordinary users make user namespaces: sysctl -w user.max_user_namespaces=15000 kernel.apparmor_restrict_unprivileged_userns=0")
 		return
-	}
-	switch {
-	case mode.SingleID:
-		d.bad(statusMissing, "user", fmt.Errorf("rootless with a single user ID: %s", mode.Reason),
-			"Steps see all files as root's own. For more IDs install newuidmap (Debian: uidmap), and add lines for you to /etc/subuid and /etc/subgid: usermod --add-subuids 100000-165535 --add-subgids 100000-165535 NAME")
-	case mode.Rootless:
-		d.ok("user", "rootless, with a range of user IDs")
-	default:
-		d.ok("user", "root")
 	}
 	s, err := openStore(d.e, registryOptions{})
 	if err != nil {
@@ -128,28 +117,27 @@ func (d *doctor) examine(ctx context.Context) {
 		return
 	}
 	defer s.close()
-	d.space(s)
+	d.ok("store", "%s", s.Dir())
 	overlay := d.sandboxes(ctx, s)
 	d.network(ctx, s)
 	if overlay {
 		d.limits(ctx, s)
 	}
-	d.programs()
 }
 
-// space looks at the file system of the store.
-func (d *doctor) space(s *store) {
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.Dir(), &st); err != nil {
-		d.bad(statusFailed, "store", err, "")
-		return
+// probe adds what can be known without trying.
+func (d *doctor) probe() {
+	dir, err := d.e.storeDir(rootless.UID())
+	if err != nil {
+		return // the store's check tells
 	}
-	free := int64(st.Bavail) * st.Bsize
-	if free < 1<<30 {
-		d.bad(statusMissing, "store", fmt.Errorf("%s: only %s are free", s.Dir(), size(free)), "Free some space (strake du, strake prune), or name another directory with --root.")
-		return
+	for _, c := range probe.Run(dir) {
+		f := finding{c.Name, statusOK, c.Detail, ""}
+		if !c.OK {
+			f.Status, f.Advice = statusMissing, c.Fix
+		}
+		d.findings = append(d.findings, f)
 	}
-	d.ok("store", "%s, %s free", s.Dir(), size(free))
 }
 
 // try runs a program in a sandbox, with an overlay or a plain directory as the
@@ -255,19 +243,4 @@ func (d *doctor) limits(ctx context.Context, s *store) {
 		return
 	}
 	d.ok("limits", "memory and CPU of steps can be limited")
-}
-
-// programs looks for programs that some builds use.
-func (d *doctor) programs() {
-	var have []string
-	for _, p := range []string{"runc", "crun", "runsc"} {
-		if _, err := exec.LookPath(p); err == nil {
-			have = append(have, p)
-		}
-	}
-	if len(have) > 0 {
-		d.ok("runtimes", "%s for --oci-runtime", strings.Join(have, ", "))
-	} else {
-		d.ok("runtimes", "none but strake's own, which is all that is needed")
-	}
 }

@@ -98,11 +98,12 @@ func parseTemplate(s string) (*template.Template, error) {
 			}
 			return strings.TrimSpace(b.String()), nil
 		},
-		"split":    strings.Split,
-		"join":     strings.Join,
-		"lower":    strings.ToLower,
-		"upper":    strings.ToUpper,
-		"title":    strings.Title, //nolint:staticcheck // Docker's templates have it
+		"split": strings.Split,
+		"join":  strings.Join,
+		"lower": strings.ToLower,
+		"upper": strings.ToUpper,
+		//lint:ignore SA1019 Docker's templates have it
+		"title":    strings.Title,
 		"truncate": func(s string, n int) string { return s[:min(n, len(s))] },
 		"pad": func(s string, before, after int) string {
 			return strings.Repeat(" ", before) + s + strings.Repeat(" ", after)

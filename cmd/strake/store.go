@@ -44,8 +44,10 @@ func (o *registryOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.insecure, "insecure-registry", nil, "speak plain http, or accept any certificate, with this `HOST`")
 }
 
-func (o registryOptions) client(e *env) (*registry.Client, error) {
-	r := registry.Options{ConfigDir: e.dockerConfig(), UserAgent: "strake/" + version(), Insecure: o.insecure, Mirrors: map[string][]string{}}
+// client speaks to registries. Manifests and configurations are kept in blobs,
+// unless it is nil.
+func (o registryOptions) client(e *env, blobs *blob.Store) (*registry.Client, error) {
+	r := registry.Options{ConfigDir: e.dockerConfig(), UserAgent: "strake/" + version(), Insecure: o.insecure, Mirrors: map[string][]string{}, Blobs: blobs}
 	for _, m := range o.mirrors {
 		host, addr, err := splitPair("registry-mirror", m)
 		if err != nil {
@@ -134,7 +136,7 @@ func openStore(e *env, o registryOptions) (_ *store, err error) {
 	if s.images, err = image.OpenStore(root, s.blobs); err != nil {
 		return nil, err
 	}
-	if s.client, err = o.client(e); err != nil {
+	if s.client, err = o.client(e, s.blobs); err != nil {
 		return nil, err
 	}
 	segments, err := compress.OpenSegments(root.Path("segments"))

@@ -73,6 +73,7 @@ func TestSameImageEverywhere(t *testing.T) {
 	one.env = []string{"GOMAXPROCS=1"}
 	build("one-processor", one)
 	t.Run("rootless", func(t *testing.T) { build("rootless", rootlessStore(t, true)) })
+	t.Run("single id", func(t *testing.T) { build("single-id", rootlessStore(t, false)) })
 	if _, err := os.Stat("/usr/sbin/runc"); err == nil {
 		build("runc", newStore(t), "--oci-runtime", "runc")
 	}

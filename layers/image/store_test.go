@@ -10,6 +10,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
@@ -189,6 +190,53 @@ func TestSeveralPlatforms(t *testing.T) {
 	_, deleted, err := s.images.Remove("app", false)
 	if err != nil || len(deleted) != 2 {
 		t.Errorf("deleted %q, %v", deleted, err)
+	}
+}
+
+// TestPutAgain: what is there already is not written again, unless something of
+// it is lost.
+func TestPutAgain(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	names := []string{"app", "app:2"}
+	img := s.put(t, "one", names)
+	state := func() map[string]string {
+		t.Helper()
+		m := map[string]string{}
+		for _, f := range []string{s.images.idFile(img.ID), s.images.nameFile("docker.io/library/app:latest"), s.images.nameFile("docker.io/library/app:2")} {
+			data, err := os.ReadFile(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			info, err := os.Stat(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			m[filepath.Base(f)] = fmt.Sprint(info.ModTime(), string(data))
+		}
+		return m
+	}
+	before := state()
+	s.put(t, "one", names)
+	if diff := cmp.Diff(before, state()); diff != "" {
+		t.Errorf("written again (-before +after):\n%s", diff)
+	}
+	for _, lost := range []string{s.images.idFile(img.ID), s.images.nameFile("docker.io/library/app:2"), s.blobs.Path(img.ID)} {
+		if err := os.Remove(lost); err != nil {
+			t.Fatal(err)
+		}
+		s.put(t, "one", names)
+		if _, err := os.Stat(lost); err != nil {
+			t.Error(err)
+		}
+	}
+	// A name that moves is written.
+	other := s.put(t, "two", names[:1])
+	if n := s.find(t, "app"); n.Images[0].ID != other.ID {
+		t.Errorf("app is %+v", n)
+	}
+	if n := s.find(t, "app:2"); n.Images[0].ID != img.ID {
+		t.Errorf("app:2 is %+v", n)
 	}
 }
 

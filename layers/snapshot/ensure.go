@@ -40,7 +40,7 @@ func (s *Store) ensureAll(ctx context.Context, t layers.Tree, src Sources) error
 	g, gctx := errgroup.WithContext(ctx)
 	started := map[layers.ID]bool{}
 	for _, id := range t {
-		if started[id] || s.hasDir(id) {
+		if started[id] || s.isReady(id) {
 			continue
 		}
 		started[id] = true
@@ -49,7 +49,7 @@ func (s *Store) ensureAll(ctx context.Context, t layers.Tree, src Sources) error
 	return g.Wait()
 }
 
-func (s *Store) hasDir(id layers.ID) bool {
+func (s *Store) isReady(id layers.ID) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.known[id].dir

@@ -43,15 +43,19 @@ func (s *Store) AddRecipe(entries []layers.Entry) (layers.ID, error) {
 		return "", err
 	}
 	defer state.RemoveAll(dir)
-	f, err := os.OpenFile(filepath.Join(dir, recipeFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return "", err
-	}
-	if err := errors.Join(writeRecipe(f, entries), f.Close()); err != nil {
+	if err := saveRecipe(dir, entries); err != nil {
 		return "", fmt.Errorf("recipe: %w", err)
 	}
 	l := Layer{ID: newID(), Recipe: true, Size: sizeOf(entries), Created: time.Now().UTC()}
 	return l.ID, s.publish(dir, l)
+}
+
+func saveRecipe(dir string, entries []layers.Entry) error {
+	f, err := os.OpenFile(filepath.Join(dir, recipeFile), os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	return errors.Join(writeRecipe(f, entries), f.Close())
 }
 
 // AddEntries makes a layer directory of entries now. hostPath returns the file
@@ -88,7 +92,33 @@ func (s *Store) AddEntries(ctx context.Context, entries []layers.Entry, hostPath
 		}
 	}
 	l := Layer{ID: newID(), Dir: true, Size: sizeOf(entries), Created: time.Now().UTC()}
+	if s.options.RecordOwners && slices.ContainsFunc(entries, ownedLink) {
+		if l.Recipe, err = true, saveListing(dir, entries); err != nil {
+			return "", err
+		}
+	}
 	return l.ID, s.publish(dir, l)
+}
+
+// ownedLink reports whether an entry is a symbolic link that belongs to
+// somebody. Where owners are recorded in extended attributes there is no place
+// for that: links have none.
+func ownedLink(e layers.Entry) bool {
+	return e.Type == layers.Symlink && (e.UID != 0 || e.GID != 0)
+}
+
+// saveListing writes entries as a recipe beside the directory that was made of
+// them, for what the directory can't hold.
+func saveListing(dir string, entries []layers.Entry) error {
+	entries, err := completeLinks(entries)
+	if err != nil {
+		return err
+	}
+	entries = slices.Clone(entries)
+	for i := range entries {
+		entries[i].Origin = layers.Origin{}
+	}
+	return saveRecipe(dir, entries)
 }
 
 func (s *Store) maker(dir string, file func(context.Context, layers.Entry, string) (bool, error)) *layerdir.Maker {

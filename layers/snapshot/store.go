@@ -168,6 +168,14 @@ func (s *Store) recall(id layers.ID) (known, error) {
 	return known{dir: l.Dir, recipe: l.Recipe}, err
 }
 
+// HasDir reports whether the directory of a layer is there. It leases the layer,
+// and costs nothing if this process has leased it already. The error is
+// ErrNotFound if there is no such layer.
+func (s *Store) HasDir(id layers.ID) (bool, error) {
+	k, err := s.recall(id)
+	return k.dir, err
+}
+
 // forget drops what is known of a layer that is gone.
 func (s *Store) forget(id layers.ID) {
 	s.mu.Lock()

@@ -217,6 +217,7 @@ func compile(text string) (p pattern, ok bool, err error) {
 		return p, false, err
 	}
 	// The library compiles at the first match, not safely for concurrent use.
+	//lint:ignore SA1019 the verdict of one pattern on one path is what is wanted
 	if _, err := p.matcher.MatchesUsingParentResult("x", true); err != nil {
 		return p, false, err
 	}
@@ -253,6 +254,7 @@ func (p *pattern) match(name string) bool {
 		return false
 	}
 	// An exception changes a verdict of true if it matches.
+	//lint:ignore SA1019 the verdict of one pattern on one path is what is wanted
 	kept, err := p.matcher.MatchesUsingParentResult(name, true)
 	return err == nil && !kept
 }

@@ -296,6 +296,12 @@ func (c *child) privileges() error {
 	uid, gid := int(p.User.UID), int(p.User.GID)
 	c.add(fmt.Sprintf("set group %d", gid), unix.SYS_SETRESGID, gid, gid, gid)
 	c.add(fmt.Sprintf("set user %d", uid), unix.SYS_SETRESUID, uid, uid, uid)
+	if uid != 0 {
+		// On the direct path the process still has our memory. The kernel
+		// has just denied the user's other processes to look into it,
+		// unless fs.suid_dumpable says otherwise.
+		c.add("", unix.SYS_PRCTL, unix.PR_SET_DUMPABLE, 0, 0, 0, 0)
+	}
 	if uid == 0 || keep {
 		head := put(c.script, unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3})
 		data := put(c.script, [2]unix.CapUserData{

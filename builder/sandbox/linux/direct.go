@@ -56,7 +56,7 @@ func (r *run) direct() (int, error) {
 
 // thread runs on the thread that is thrown away.
 func (r *run) thread() (exit int, err error) {
-	host, err := unix.Open("/proc/self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	host, err := unix.Open("/proc/thread-self/ns/mnt", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return 0, err
 	}
@@ -100,14 +100,18 @@ type warden struct {
 }
 
 type pollFD struct {
-	fd              int32
-	events, revents int16
+	fd     int32
+	events int16
+	_      int16 // revents
 }
 
 // cloneArgs is struct clone_args.
 type cloneArgs struct {
-	flags, pidfd, childTID, parentTID, exitSignal, stack, stackSize, tls uint64
-	setTID, setTIDSize, cgroup                                           uint64
+	flags, pidfd uint64
+	_, _         uint64 // child_tid, parent_tid
+	exitSignal   uint64
+	_, _, _      uint64 // stack, stack_size, tls
+	_, _, _      uint64 // set_tid, set_tid_size, cgroup
 }
 
 func (r *run) warden(c *child, started int) (*warden, error) {

@@ -14,6 +14,10 @@ var mode rootless.Mode
 
 func TestMain(m *testing.M) {
 	linux.Main()
+	if dir := os.Getenv(victimEnv); dir != "" {
+		fmt.Println(victim(dir))
+		os.Exit(1)
+	}
 	if sandboxtest.Lane() != "" {
 		var err error
 		if mode, err = rootless.Enter(); err != nil {

@@ -2,7 +2,6 @@ package linux
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-build/strake/builder/sandbox"
+	"github.com/strake-build/strake/builder/sandbox/internal/wire"
 )
 
 // The fallback path re-executes this program twice: as the warden, and by that
@@ -90,39 +90,6 @@ type remoteError struct {
 func (e *remoteError) Error() string { return e.text }
 func (e *remoteError) Unwrap() error { return e.errno }
 
-func socketpair(kind int) (ours, theirs *os.File, err error) {
-	fds, err := unix.Socketpair(unix.AF_UNIX, kind|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return nil, nil, fmt.Errorf("socketpair: %w", err)
-	}
-	if err := unix.SetNonblock(fds[0], true); err != nil {
-		return nil, nil, errors.Join(err, unix.Close(fds[0]), unix.Close(fds[1]))
-	}
-	return os.NewFile(uintptr(fds[0]), "socket"), os.NewFile(uintptr(fds[1]), "socket"), nil
-}
-
-func writeJob(w io.Writer, j *job) error {
-	data, err := json.Marshal(j)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(append(binary.LittleEndian.AppendUint32(nil, uint32(len(data))), data...))
-	return err
-}
-
-func readJob(r io.Reader) (*job, error) {
-	var n uint32
-	if err := binary.Read(r, binary.LittleEndian, &n); err != nil {
-		return nil, err
-	}
-	data := make([]byte, n)
-	if _, err := io.ReadFull(r, data); err != nil {
-		return nil, err
-	}
-	j := &job{}
-	return j, json.Unmarshal(data, j)
-}
-
 // renumber duplicates the job's descriptors for a child, whose first is number
 // first, and returns the job with their numbers there.
 func (j job) renumber(first int) (*job, []*os.File, error) {
@@ -169,13 +136,13 @@ func closeAll(files []*os.File) {
 
 // reexec runs the process by re-execution.
 func (r *run) reexec() (exit int, err error) {
-	control, theirs, err := socketpair(unix.SOCK_STREAM)
+	control, theirs, err := wire.Pair(unix.SOCK_STREAM)
 	if err != nil {
 		return 0, err
 	}
 	defer control.Close()
 	defer theirs.Close()
-	reports, theirReports, err := socketpair(unix.SOCK_SEQPACKET)
+	reports, theirReports, err := wire.Pair(unix.SOCK_SEQPACKET)
 	if err != nil {
 		return 0, err
 	}
@@ -199,7 +166,7 @@ func (r *run) reexec() (exit int, err error) {
 	_ = theirReports.Close()
 	closeAll(files)
 
-	err = writeJob(control, job)
+	err = wire.Write(control, job)
 	if err == nil {
 		err = r.reports(reports)
 	}
@@ -242,53 +209,33 @@ func ignoreExit(err error) error {
 
 // reports reads the process's reports up to the end that execve makes.
 func (r *run) reports(socket *os.File) error {
-	raw, err := socket.SyscallConn()
-	if err != nil {
-		return err
-	}
 	for {
-		buf, oob := make([]byte, 64<<10), make([]byte, unix.CmsgSpace(4))
-		var n, oobn int
-		var rerr error
-		err := raw.Read(func(fd uintptr) bool {
-			n, oobn, _, _, rerr = unix.Recvmsg(int(fd), buf, oob, unix.MSG_CMSG_CLOEXEC)
-			return rerr != unix.EAGAIN && rerr != unix.EINTR
-		})
-		if err := errors.Join(err, rerr); err != nil {
-			return fmt.Errorf("read report: %w", err)
-		}
-		if n == 0 {
-			return nil
-		}
 		var rep report
-		if err := json.Unmarshal(buf[:n], &rep); err != nil {
+		fd, err := wire.Receive(socket, &rep)
+		switch {
+		case err == io.EOF:
+			return nil
+		case err != nil:
 			return fmt.Errorf("read report: %w", err)
-		}
-		if !rep.Master {
+		case !rep.Master:
 			return rep.err()
-		}
-		msgs, err := unix.ParseSocketControlMessage(oob[:oobn])
-		if err != nil || len(msgs) != 1 {
+		case fd < 0:
 			return errors.New("the terminal got lost")
 		}
-		fds, err := unix.ParseUnixRights(&msgs[0])
-		if err != nil || len(fds) != 1 {
-			return errors.New("the terminal got lost")
-		}
-		_ = unix.SetNonblock(fds[0], true)
-		r.p.Terminal(os.NewFile(uintptr(fds[0]), "/dev/ptmx"))
+		_ = unix.SetNonblock(fd, true) // a terminal can
+		r.p.Terminal(os.NewFile(uintptr(fd), "/dev/ptmx"))
 	}
 }
 
 // wardenMain is the warden of the fallback path.
 func wardenMain() int {
 	control, reports := os.NewFile(3, "control"), os.NewFile(4, "reports")
-	j, err := readJob(control)
-	if err != nil {
+	j := &job{}
+	if err := wire.Read(control, j); err != nil {
 		return 1 // we are alone
 	}
 	fail := func(err error) int {
-		_ = send(4, newReport(err), -1)
+		_ = wire.Send(4, newReport(err), -1)
 		return 1
 	}
 	moved, files, err := j.renumber(5)
@@ -317,7 +264,7 @@ func wardenMain() int {
 	}
 	go func() {
 		// Best effort: without the job the process ends, and we see that.
-		_ = writeJob(out, moved)
+		_ = wire.Write(out, moved)
 		_ = out.Close()
 	}()
 	go func() {
@@ -341,33 +288,20 @@ func wardenMain() int {
 	return 0
 }
 
-// send sends a report, with a descriptor unless that is -1.
-func send(socket int, r report, fd int) error {
-	data, err := json.Marshal(r)
-	if err != nil {
-		return err
-	}
-	var oob []byte
-	if fd >= 0 {
-		oob = unix.UnixRights(fd)
-	}
-	return unix.Sendmsg(socket, data, oob, nil, 0)
-}
-
 // processMain becomes the sandbox's process 1, or returns after reporting why
 // it can't.
 func processMain() {
 	runtime.LockOSThread()
 	unix.CloseOnExec(3)
 	if err := become(); err != nil {
-		_ = send(3, newReport(err), -1)
+		_ = wire.Send(3, newReport(err), -1)
 	}
 }
 
 func become() error {
 	in := os.NewFile(4, "job")
-	j, err := readJob(in)
-	if err != nil {
+	j := &job{}
+	if err := wire.Read(in, j); err != nil {
 		return fmt.Errorf("read job: %w", err)
 	}
 	_ = in.Close()
@@ -376,7 +310,7 @@ func become() error {
 		return err
 	}
 	if stage.master >= 0 {
-		if err := send(3, report{Master: true}, stage.master); err != nil {
+		if err := wire.Send(3, report{Master: true}, stage.master); err != nil {
 			return err
 		}
 	}

@@ -3,7 +3,6 @@ package linux
 import (
 	"fmt"
 	"runtime"
-	"strings"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -208,13 +207,4 @@ func (s *script) interpret() {
 		}
 	}
 	runtime.KeepAlive(s)
-}
-
-// String lists the script, for tests.
-func (s *script) String() string {
-	var b strings.Builder
-	for i, in := range s.insts {
-		fmt.Fprintf(&b, "%3d %s: %d(%x) = %d\n", i, s.what[i], in.nr, in.args, int(in.result))
-	}
-	return b.String()
 }

@@ -189,7 +189,7 @@ func (s *stage) sources() error {
 		s.binds[i] = fd
 	}
 	for _, t := range s.Trees {
-		fd, err := s.tree(t)
+		fd, err := openTree(t, s.Rootless, s.nodev(), &s.open)
 		if err != nil {
 			return fmt.Errorf("mount %s: %w", t.Target, err)
 		}
@@ -200,51 +200,7 @@ func (s *stage) sources() error {
 
 // clone makes an unattached copy of the mount at name.
 func (s *stage) clone(dir int, name string, recursive bool) (int, error) {
-	flags := uint(unix.OPEN_TREE_CLONE | unix.OPEN_TREE_CLOEXEC)
-	if name == "" {
-		flags |= unix.AT_EMPTY_PATH
-	}
-	if recursive {
-		flags |= unix.AT_RECURSIVE
-	}
-	fd, err := unix.OpenTree(dir, name, flags)
-	if err == unix.EINVAL && !recursive && s.Rootless {
-		// In a user namespace a mount can't be shown without what its owner
-		// mounted on it.
-		fd, err = unix.OpenTree(dir, name, flags|unix.AT_RECURSIVE)
-	}
-	return s.open.take(fd, err)
-}
-
-// tree makes an unattached mount of a part of a file system.
-func (s *stage) tree(t sandbox.TreeMount) (int, error) {
-	attrs := s.nodev()
-	fd, at, err := mountRoot(t.Root, attrs)
-	if fd, err = s.open.take(fd, err); err != nil {
-		return -1, err
-	}
-	if path.Clean("/"+t.Source) != "/" {
-		// Parts of a mount can only be cloned where it is attached.
-		if err := cover(fd, at); err != nil {
-			return -1, fmt.Errorf("%s: %w", at, err)
-		}
-		part, err := s.open.take(rootDir(fd).open(t.Source, unix.O_PATH, 0))
-		if err != nil {
-			return -1, fmt.Errorf("source %s: %w", t.Source, err)
-		}
-		if fd, err = s.clone(part, "", t.Root.Bind != ""); err != nil {
-			return -1, fmt.Errorf("source %s: %w", t.Source, err)
-		}
-		if err := unix.Unmount(at, unix.MNT_DETACH); err != nil {
-			return -1, fmt.Errorf("unmount %s: %w", at, err)
-		}
-	}
-	if t.Readonly {
-		if err := setAttrs(fd, unix.MOUNT_ATTR_RDONLY, 0, true); err != nil {
-			return -1, err
-		}
-	}
-	return fd, nil
+	return clone(dir, name, recursive, s.Rootless, &s.open)
 }
 
 // nodev is MOUNT_ATTR_NODEV unless the sandbox may use devices. Processes have
@@ -435,6 +391,8 @@ func (s *stage) mountFile(name string, f sandbox.File) error {
 	}
 	return attach(mount, target)
 }
+
+func isRoot(name string) bool { return path.Clean("/"+name) == "/" }
 
 // inProc cuts /proc/ off a path.
 func inProc(name string) (string, bool) { return strings.CutPrefix(path.Clean("/"+name), "/proc/") }

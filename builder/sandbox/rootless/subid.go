@@ -94,3 +94,12 @@ func mapArgs(pid, id int, extra []idRange) []string {
 	}
 	return args
 }
+
+// Range returns how many additional ids a user may map, or why there are none.
+func Range(uid int) (int, error) {
+	r, err := findRanges(uid)
+	if err != nil {
+		return 0, err
+	}
+	return min(size(r.uids), size(r.gids)), nil
+}

@@ -83,6 +83,13 @@ func Run(t *testing.T, r sandbox.Runner, o Options) {
 	}
 }
 
+// Works runs a program and returns the runner's error.
+func Works(t testing.TB, r sandbox.Runner, rootless bool) error {
+	t.Helper()
+	s := &suite{Options: Options{Rootless: rootless}, runner: r, lower: base(t)}
+	return s.try(t.Context(), t, run{config: sandbox.Config{Args: []string{"true"}}}).err
+}
+
 // HelperEnv is the environment variable with the path of a helper that was
 // built already, for users who can't build.
 const HelperEnv = "SANDBOXTEST_HELPER"
@@ -102,11 +109,17 @@ func Helper(t testing.TB) string {
 	return bin
 }
 
-// base makes a root with busybox.
 func base(t testing.TB) string {
 	t.Helper()
-	dir := t.TempDir()
-	must(t, os.Chmod(dir, 0o755))
+	dir := filepath.Join(t.TempDir(), "base")
+	Base(t, dir)
+	return dir
+}
+
+// Base makes a root with busybox and the helper in a new directory.
+func Base(t testing.TB, dir string) {
+	t.Helper()
+	must(t, os.Mkdir(dir, 0o755))
 	for _, d := range []string{"bin", "etc", "tmp", "usr", "home"} {
 		must(t, os.Mkdir(filepath.Join(dir, d), 0o755))
 	}
@@ -120,7 +133,6 @@ func base(t testing.TB) string {
 	}
 	must(t, copyFile(Helper(t), filepath.Join(dir, "bin/helper"), 0o755))
 	must(t, os.WriteFile(filepath.Join(dir, "etc/passwd"), []byte("root:x:0:0::/:/bin/sh\n"), 0o644))
-	return dir
 }
 
 func copyFile(from, to string, mode os.FileMode) error {

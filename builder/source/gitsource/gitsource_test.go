@@ -21,10 +21,9 @@ import (
 
 // repo is a repository served by http, as git's own server program does it.
 type repo struct {
-	t    *testing.T
-	dir  string // holds all repositories
-	url  string
-	work string
+	t   *testing.T
+	dir string // holds all repositories
+	url string
 }
 
 func serve(t *testing.T) *repo {
