@@ -126,25 +126,36 @@ func (in *inputs) readDockerfile(file, dir string, archive bool, stdin io.Reader
 			return fmt.Errorf("read the build file from stdin: %w", err)
 		}
 		in.dockerfile = data
-		return in.readIgnore()
+		return in.readIgnore(openFile)
 	}
-	candidates := []string{file}
-	switch {
-	case file == "":
+	open, candidates := openFile, []string{file}
+	if file == "" {
 		candidates = []string{filepath.Join(dir, "Dockerfile"), filepath.Join(dir, "dockerfile")}
-	case archive:
-		candidates = []string{filepath.Join(dir, filepath.Clean("/"+file))}
+	}
+	if archive {
+		// Its links are others' work: none of them leads out of it.
+		root, err := os.OpenRoot(dir)
+		if err != nil {
+			return err
+		}
+		defer root.Close()
+		open, in.ignoreFile = root.Open, ".dockerignore"
+		candidates = []string{"Dockerfile", "dockerfile"}
+		if file != "" {
+			candidates = []string{strings.TrimPrefix(path.Clean("/"+file), "/")}
+		}
 	}
 	var f *os.File
+	var name string
 	var err error
-	for _, c := range candidates {
-		if f, err = os.Open(c); !errors.Is(err, fs.ErrNotExist) {
+	for _, name = range candidates {
+		if f, err = open(name); !errors.Is(err, fs.ErrNotExist) {
 			break
 		}
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist) && archive:
-		return fmt.Errorf("there is no %s in the context; name another build file with -f", strings.TrimPrefix(candidates[0], dir+"/"))
+		return fmt.Errorf("there is no %s in the context; name another build file with -f", candidates[0])
 	case errors.Is(err, fs.ErrNotExist) && file == "":
 		return fmt.Errorf("there is no Dockerfile: looked for %s; name another with -f", strings.Join(candidates, " and "))
 	case errors.Is(err, fs.ErrNotExist):
@@ -156,36 +167,37 @@ func (in *inputs) readDockerfile(file, dir string, archive bool, stdin io.Reader
 	if in.dockerfile, err = io.ReadAll(io.LimitReader(f, maxDockerfile)); err != nil {
 		return fmt.Errorf("read the build file: %w", err)
 	}
-	in.name = filepath.Base(f.Name())
+	in.name = filepath.Base(name)
 	if file != "" && !archive {
 		in.name = file
 	}
-	if own := f.Name() + ".dockerignore"; exists(own) {
+	own := name + ".dockerignore"
+	if g, err := open(own); err == nil {
+		g.Close()
 		in.ignoreFile = own
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("read the ignore file: %w", err)
 	}
-	return in.readIgnore()
+	return in.readIgnore(open)
 }
 
-func exists(name string) bool {
-	_, err := os.Stat(name)
-	return err == nil
-}
+func openFile(name string) (*os.File, error) { return os.Open(name) }
 
-func (in *inputs) readIgnore() (err error) {
-	if in.exclude, err = readIgnore(in.ignoreFile); in.exclude == nil {
+func (in *inputs) readIgnore(open func(string) (*os.File, error)) (err error) {
+	if in.exclude, err = readIgnore(in.ignoreFile, open); in.exclude == nil {
 		in.ignoreFile = ""
 	}
 	return err
 }
 
 // readIgnore reads an ignore file; nil if there is none.
-func readIgnore(name string) ([]string, error) {
-	f, err := os.Open(name)
+func readIgnore(name string, open func(string) (*os.File, error)) ([]string, error) {
+	f, err := open(name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("read the ignore file: %w", err)
 	}
 	defer f.Close()
 	patterns, err := ignore.Read(f)
@@ -244,7 +256,7 @@ func (in *inputs) addNamed(name, value string, index *source.Index) error {
 	}
 	c := parser.Context{Local: "context:" + name, IgnoreFile: filepath.Join(value, ".dockerignore")}
 	var err error
-	if c.Exclude, err = readIgnore(c.IgnoreFile); err != nil {
+	if c.Exclude, err = readIgnore(c.IgnoreFile, openFile); err != nil {
 		return err
 	}
 	local, close, err := openLocal(value, c.Exclude, c.IgnoreFile, index)

@@ -71,6 +71,44 @@ func TestUntar(t *testing.T) {
 	}
 }
 
+// TestArchiveLinks has links in a context that somebody else made.
+func TestArchiveLinks(t *testing.T) {
+	t.Parallel()
+	outside := filepath.Join(t.TempDir(), "outside")
+	if err := os.WriteFile(outside, []byte("secret"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		file    string
+		entries []entry
+		want    string // the build file, or nothing for an error
+	}{
+		"a link within":     {"", []entry{{name: "sub/real", data: "FROM x"}, {name: "Dockerfile", link: "sub/real"}}, "FROM x"},
+		"a link out":        {"", []entry{{name: "Dockerfile", link: outside}}, ""},
+		"a way out":         {"up/outside", []entry{{name: "up", link: filepath.Dir(outside)}}, ""},
+		"dots":              {"../../" + outside, []entry{{name: "Dockerfile", data: "FROM x"}}, ""},
+		"an ignore file":    {"", []entry{{name: "Dockerfile", data: "FROM x"}, {name: ".dockerignore", link: outside}}, ""},
+		"its own ignore":    {"", []entry{{name: "Dockerfile", data: "FROM x"}, {name: "Dockerfile.dockerignore", link: outside}}, ""},
+		"another file":      {"sub/file", []entry{{name: "sub/file", data: "FROM y"}}, "FROM y"},
+		"a small letter":    {"", []entry{{name: "dockerfile", data: "FROM z"}}, "FROM z"},
+		"a directory of it": {"", []entry{{name: "Dockerfile", dir: true}}, ""},
+	} {
+		dir := t.TempDir()
+		if err := untar(t.Context(), dir, tarOf(t, c.entries)); err != nil {
+			t.Fatal(err)
+		}
+		in := &inputs{}
+		err := in.readDockerfile(c.file, dir, true, nil)
+		if c.want == "" {
+			if err == nil || bytes.Contains([]byte(err.Error()), []byte("secret")) {
+				t.Errorf("%s: %q, %v", name, in.dockerfile, err)
+			}
+		} else if err != nil || string(in.dockerfile) != c.want {
+			t.Errorf("%s: %q, %v", name, in.dockerfile, err)
+		}
+	}
+}
+
 func TestIsTar(t *testing.T) {
 	t.Parallel()
 	head := tarOf(t, []entry{{name: "x", data: "y"}}).Bytes()[:512]
