@@ -177,6 +177,9 @@ func (o *Output) takes(key string) bool {
 	return key != "push"
 }
 
+// Check looks for what can't be delivered whatever is built.
+func (o Output) Check() error { return o.check(1) }
+
 // check looks for what can't be delivered.
 func (o Output) check(images int) error {
 	fail := func(format string, args ...any) error {

@@ -81,6 +81,12 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	o.sandboxOptions.addFlags(f)
 	o.resourceOptions.addFlags(f)
 	o.displayOptions.addFlags(f, "show nothing, and print the image ID")
+	addFixed(f,
+		fixedFlag{"provenance", false, "strake writes no attestations yet"},
+		fixedFlag{"sbom", false, "strake writes no attestations yet"},
+		fixedFlag{"rm", true, "steps leave no containers behind"},
+		fixedFlag{"force-rm", true, "steps leave no containers behind"},
+	)
 }
 
 // resourceOptions are limits of what steps may use.
@@ -347,6 +353,7 @@ func (o buildOptions) parseOutputs(e *env) ([]export.Output, error) {
 	}
 	images := 0
 	for i := range outputs {
+		o.defaultDest(&outputs[i], e)
 		if outputs[i].Type == export.TypeImage || outputs[i].Type == export.TypeRegistry {
 			outputs[i].Push = outputs[i].Push || o.push
 			images++
@@ -393,6 +400,11 @@ func (o buildOptions) parseOutputs(e *env) ([]export.Output, error) {
 			}
 		}
 	}
+	for _, out := range outputs {
+		if err := out.Check(); err != nil {
+			return nil, usageError{err}
+		}
+	}
 	if stdout > 1 || stdout == 1 && o.quiet {
 		return nil, usagef("stdout can take only one output")
 	}
@@ -400,6 +412,18 @@ func (o buildOptions) parseOutputs(e *env) ([]export.Output, error) {
 		e.warnf("files have no name: -t and --annotation say nothing about the output that was asked for")
 	}
 	return outputs, nil
+}
+
+// defaultDest says where an output goes whose dest was left out: archives to
+// stdout if that is no terminal; what `docker load` reads into the store.
+func (o buildOptions) defaultDest(out *export.Output, e *env) {
+	switch {
+	case out.Dest != "" || !out.Tar:
+	case out.Type == export.TypeDocker:
+		out.Type = export.TypeImage
+	case (out.Type == export.TypeOCI || out.Type == export.TypeTar) && !e.isTerminal(e.stdout):
+		out.Dest = "-"
+	}
 }
 
 // resolver looks base images up, telling of it.

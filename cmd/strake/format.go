@@ -66,6 +66,19 @@ func printItems(w io.Writer, format string, items []any) error {
 	if err != nil {
 		return err
 	}
+	return executeAll(w, t, items)
+}
+
+// printStrict is printItems for maps: a key that is not there is an error.
+func printStrict(w io.Writer, format string, items []any) error {
+	t, err := parseTemplate(format)
+	if err != nil {
+		return err
+	}
+	return executeAll(w, t.Option("missingkey=error"), items)
+}
+
+func executeAll(w io.Writer, t *template.Template, items []any) error {
 	for _, item := range items {
 		if err := execute(w, t, item); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -68,13 +69,46 @@ func runInspect(_ context.Context, o inspectOptions, args []string, e *env) (err
 		items = append(items, i)
 	}
 	if o.format != "" {
-		return errors.Join(append(errs, printItems(e.stdout, o.format, items))...)
+		return errors.Join(append(errs, o.printFormat(items, e))...)
 	}
 	data, err := json.MarshalIndent(items, "", "    ")
 	if err != nil {
 		return err
 	}
 	return errors.Join(append(errs, e.printf("%s\n", data))...)
+}
+
+// printFormat prints items by the template given. As in docker's inspect, a
+// template may name fields as the JSON does: .Id.
+func (o inspectOptions) printFormat(items []any, e *env) error {
+	var b bytes.Buffer
+	err := printItems(&b, o.format, items)
+	if err != nil {
+		b.Reset()
+		raw, rawErr := decoded(items)
+		if rawErr != nil {
+			return rawErr
+		}
+		if strictErr := printStrict(&b, o.format, raw); strictErr != nil {
+			return err
+		}
+	}
+	return e.printf("%s", b.String())
+}
+
+// decoded is items as generic JSON values.
+func decoded(items []any) ([]any, error) {
+	data, err := json.Marshal(items)
+	if err != nil {
+		return nil, err
+	}
+	d := json.NewDecoder(bytes.NewReader(data))
+	d.UseNumber()
+	var raw []any
+	if err := d.Decode(&raw); err != nil {
+		return nil, err
+	}
+	return raw, nil
 }
 
 func (o inspectOptions) inspect(arg string, s *store) (*inspected, error) {

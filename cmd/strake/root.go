@@ -4,9 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 
+	"github.com/agext/levenshtein"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 // run runs the command that args name and returns its exit code.
@@ -82,6 +85,10 @@ func newRoot(e *env, sig *signals) *cobra.Command {
 
 // refine explains flags that Docker has and strake does not.
 func refine(cmd *cobra.Command, err error) error {
+	var other fixedFlagError
+	if errors.As(err, &other) {
+		return other
+	}
 	name, ok := strings.CutPrefix(err.Error(), "unknown flag: --")
 	if !ok {
 		return err
@@ -89,7 +96,59 @@ func refine(cmd *cobra.Command, err error) error {
 	if why := dockerFlags[cmd.Name()][name]; why != "" {
 		return fmt.Errorf("--%s is not supported: %s", name, why)
 	}
+	if near := nearFlag(cmd, name); near != "" {
+		return fmt.Errorf("%w (did you mean --%s?)", err, near)
+	}
 	return err
+}
+
+// nearFlag is the name of the command's flag that is most like name; empty if
+// none is within two edits.
+func nearFlag(cmd *cobra.Command, name string) string {
+	near, least := "", 3
+	cmd.Flags().VisitAll(func(f *pflag.Flag) {
+		if d := levenshtein.Distance(name, f.Name, nil); !f.Hidden && d < least && d < len(f.Name) {
+			near, least = f.Name, d
+		}
+	})
+	return near
+}
+
+// fixedFlag is a flag of docker's that has one value here: what strake does
+// anyway. Asking for that is fine, asking for anything else is an error.
+type fixedFlag struct {
+	name  string
+	value bool
+	why   string
+}
+
+// fixedFlagError is the error of asking for the other value.
+type fixedFlagError struct{ flag fixedFlag }
+
+func (e fixedFlagError) Error() string {
+	return fmt.Sprintf("--%s is not supported: %s", e.flag.name, e.flag.why)
+}
+
+// Set implements [pflag.Value].
+func (f fixedFlag) Set(s string) error {
+	if v, err := strconv.ParseBool(s); err != nil || v != f.value {
+		return fixedFlagError{f}
+	}
+	return nil
+}
+
+// Type implements [pflag.Value].
+func (f fixedFlag) Type() string { return "bool" }
+
+// String implements [pflag.Value].
+func (f fixedFlag) String() string { return strconv.FormatBool(f.value) }
+
+// addFixed adds hidden flags that have one value.
+func addFixed(f *pflag.FlagSet, flags ...fixedFlag) {
+	for _, x := range flags {
+		flag := f.VarPF(x, x.name, "", x.why)
+		flag.NoOptDefVal, flag.Hidden = "true", true
+	}
 }
 
 // dockerFlags says what to do instead of flags that docker's command of the
@@ -97,16 +156,12 @@ func refine(cmd *cobra.Command, err error) error {
 var dockerFlags = map[string]map[string]string{
 	"build": {
 		"attest":       "strake writes no attestations yet",
-		"provenance":   "strake writes no attestations yet",
-		"sbom":         "strake writes no attestations yet",
 		"builder":      "there is no builder to choose, strake builds itself",
 		"cache-from":   "remote caches are not there yet; the store's own cache is always used",
 		"cache-to":     "remote caches are not there yet; results are always kept in the store",
 		"call":         "strake only builds",
 		"check":        "strake only builds; findings about the build file are shown while it does",
 		"compress":     "the build context goes nowhere that it should be compressed for",
-		"force-rm":     "steps leave no containers behind",
-		"rm":           "steps leave no containers behind",
 		"isolation":    "it is for Windows",
 		"security-opt": "use RUN --security and --allow",
 		"squash":       "layers are not squashed",

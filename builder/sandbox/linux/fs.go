@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -252,15 +253,26 @@ func mountRoot(r sandbox.Root, attrs int) (fd int, at string, err error) {
 	} else {
 		at = r.Upper
 	}
-	fd, err = overlay(r, attrs)
-	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENAMETOOLONG) {
-		// Kernels before 6.7 have no lowerdir+.
-		if old, oerr := overlayByPath(r, attrs); oerr == nil {
-			return old, at, nil
-		}
+	if appendsLayers() {
+		fd, err = overlay(r, attrs)
+	} else {
+		fd, err = overlayByPath(r, attrs)
 	}
 	return fd, at, err
 }
+
+// appendsLayers says whether overlayfs takes its layers one by one (lowerdir+,
+// Linux 6.7).
+var appendsLayers = sync.OnceValue(func() bool {
+	ctx, err := unix.Fsopen("overlay", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return false
+	}
+	defer unix.Close(ctx)
+	// Old kernels take any option until the file system is made.
+	return unix.FsconfigSetString(ctx, "lowerdir+", "/") == nil &&
+		unix.FsconfigSetString(ctx, "no-such-option", "/") != nil
+})
 
 func bindReadonly(dir string, attrs int) (int, string, error) {
 	fd, err := unix.OpenTree(unix.AT_FDCWD, dir, unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC)
@@ -318,22 +330,23 @@ func overlay(r sandbox.Root, attrs int) (int, error) {
 		return -1, err
 	}
 	upper, work = "upperdir="+escape(upper), "workdir="+escape(work)
-	// The mark of an earlier volatile mount that ended with its machine or
-	// just like that. What was written is there or it isn't; which of them is
-	// for the layer store to know.
-	if err := os.RemoveAll(filepath.Join(r.Work, "work", "incompat")); err != nil {
+	if err := forgetVolatile(r); err != nil {
 		return -1, err
 	}
 	// Volatile keeps the kernel from syncing the whole disk when the mount
 	// goes away; what needs to be durable is synced by who keeps it.
 	fd, err := newFS("overlay", "overlay", options(upper, work, "volatile"), attrs)
-	if errors.Is(err, unix.EINVAL) {
-		fd, err = newFS("overlay", "overlay", options(upper, work), attrs)
-	}
 	if err != nil {
 		return -1, fmt.Errorf("overlay of %d layers: %w", len(r.Lower), err)
 	}
 	return fd, nil
+}
+
+// forgetVolatile removes the mark of an earlier volatile mount that ended with
+// its machine or just like that. What was written is there or it isn't; which of
+// them is for the layer store to know.
+func forgetVolatile(r sandbox.Root) error {
+	return os.RemoveAll(filepath.Join(r.Work, "work", "incompat"))
 }
 
 // short returns a name for dir that fits into one option of fsconfig.
@@ -365,18 +378,19 @@ func overlayByPath(r sandbox.Root, attrs int) (int, error) {
 		lower.WriteString("/proc/self/fd/" + strconv.Itoa(fd))
 	}
 	data := strings.Join(overlayFlags(r), ",") + ",lowerdir=" + lower.String()
+	at := r.Lower[len(r.Lower)-1]
 	if r.Upper != "" {
-		data += ",upperdir=" + escape(r.Upper) + ",workdir=" + escape(r.Work)
+		at = r.Upper
+		data += ",upperdir=" + escape(r.Upper) + ",workdir=" + escape(r.Work) + ",volatile"
+		if err := forgetVolatile(r); err != nil {
+			return -1, err
+		}
 	}
 	if len(data) > unix.PathMax-2 {
 		return -1, fmt.Errorf("overlay of %d layers: this kernel takes about 200: %w", len(r.Lower), unix.ENAMETOOLONG)
 	}
 	// Only mount(2) takes options this long; the mount is picked up where it
 	// was made, in our own mount namespace.
-	at := r.Upper
-	if at == "" {
-		at = r.Lower[len(r.Lower)-1]
-	}
 	if err := unix.Mount("overlay", at, "overlay", 0, data); err != nil {
 		return -1, fmt.Errorf("overlay of %d layers: %w", len(r.Lower), err)
 	}

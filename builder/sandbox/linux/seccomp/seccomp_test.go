@@ -397,7 +397,7 @@ func compare(t *testing.T, ours, theirs machine, p *specs.LinuxSeccomp, arches [
 			if a == i386 && (name == "socketcall" || name == "ipc") && !unconditional(p, name) {
 				continue
 			}
-			for i := range 200 {
+			for i := range 60 {
 				c := call{arch: a.audit, nr: uint32(nr)}
 				for j := range c.args {
 					switch {
