@@ -14,7 +14,8 @@ import (
 	"syscall"
 )
 
-// Listen opens a listener: "unix:///path" or "tcp://host:port". A socket file
+// Listen opens a listener: "unix:///path" or "tcp://host:port". Who can connect
+// can build, so tcp is for loopback addresses only. A socket file
 // that nobody answers on any more is replaced; its directory is made if it is
 // missing. Only the user and group of the process may connect to it.
 func Listen(addr string) (net.Listener, error) {
@@ -24,6 +25,13 @@ func Listen(addr string) (net.Listener, error) {
 	}
 	switch scheme {
 	case "tcp":
+		host, _, err := net.SplitHostPort(rest)
+		if err != nil {
+			return nil, fmt.Errorf("address %q: %w", addr, err)
+		}
+		if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+			return nil, fmt.Errorf("address %q: anybody who can reach it could build; listen on a loopback address or a unix socket", addr)
+		}
 		return net.Listen("tcp", rest)
 	case "unix":
 		return listenUnix(rest)

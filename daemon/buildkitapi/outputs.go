@@ -132,7 +132,17 @@ func (o *output) set(key, value string, oci *bool) (err error) {
 		default:
 			return fmt.Errorf("invalid local exporter mode %q", value)
 		}
+	case "push-by-digest":
+		// Better no image than one under a tag that was not asked for.
+		by := false
+		if err := flag(&by); err != nil || !by {
+			return err
+		}
+		return fmt.Errorf("push-by-digest is not supported")
 	default:
+		if strings.HasPrefix(key, "annotation-") {
+			return fmt.Errorf("%s: annotations of manifests alone are supported (annotation.NAME)", key)
+		}
 		if k, ok := strings.CutPrefix(key, "annotation."); ok {
 			if o.Annotations == nil {
 				o.Annotations = map[string]string{}
