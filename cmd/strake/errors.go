@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 
+	"github.com/containerd/platforms"
+
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/progress"
@@ -117,6 +119,8 @@ func (e *env) advice(err error, step *builder.StepError) string {
 	switch {
 	case errors.Is(err, syscall.ENOSPC):
 		return "The disk is full. `strake du` tells what strake keeps, `strake prune` frees what can be made again."
+	case errors.Is(err, syscall.ENOEXEC):
+		return fmt.Sprintf("This machine runs programs for %s. If that one is for another processor, install an emulator (Debian: qemu-user-static and binfmt-support);\n`strake doctor` tells what is there. Build stages with FROM --platform=$BUILDPLATFORM need none.", platforms.Format(thisPlatform()))
 	case step != nil && e.logFile != nil && len(step.Log) > 0:
 		if f := e.logFile(step.Step.Name); f != "" {
 			return "All output of the step is in " + f

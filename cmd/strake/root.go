@@ -90,7 +90,10 @@ func refine(cmd *cobra.Command, err error) error {
 		return other
 	}
 	name, ok := strings.CutPrefix(err.Error(), "unknown flag: --")
-	if !ok {
+	if short, isShort := strings.CutPrefix(err.Error(), "unknown shorthand flag: '"); isShort {
+		name, ok = dockerShorthands[cmd.Name()+" -"+short[:1]], true
+	}
+	if !ok || name == "" {
 		return err
 	}
 	if why := dockerFlags[cmd.Name()][name]; why != "" {
@@ -187,6 +190,12 @@ var dockerFlags = map[string]map[string]string{
 	"push":   {"all-tags": "push each tag by its name"},
 	"pull":   {"all-tags": "pull each tag by its name"},
 	"rmi":    {"no-prune": "layers stay until `strake prune`"},
+}
+
+// dockerShorthands are the long names of docker's one-letter flags.
+var dockerShorthands = map[string]string{
+	"run -d": "detach", "run -p": "publish", "run -P": "publish-all",
+	"push -a": "all-tags", "pull -a": "all-tags",
 }
 
 // args makes a check of the number of arguments.

@@ -230,7 +230,13 @@ func (s *store) builder(o sandboxOptions, e *env) (*builder.Builder, error) {
 	}, nil
 }
 
-// parsePlatforms parses --platform values, each a list with commas.
+// architectures are those that images can be for, by Go's names for them.
+var architectures = []string{
+	"386", "amd64", "arm", "arm64", "loong64", "mips", "mips64", "mips64le", "mipsle", "ppc64", "ppc64le", "riscv64", "s390x", "wasm",
+}
+
+// parsePlatforms parses --platform values, each a list with commas. An
+// architecture that there is none of is an error.
 func parsePlatforms(values []string) ([]ocispec.Platform, error) {
 	var out []ocispec.Platform
 	for _, v := range values {
@@ -244,6 +250,9 @@ func parsePlatforms(values []string) ([]ocispec.Platform, error) {
 				return nil, usagef("--platform %s: %w", p, err)
 			}
 			parsed = platforms.Normalize(parsed)
+			if !slices.Contains(architectures, parsed.Architecture) {
+				return nil, usagef("--platform %s: unknown architecture %q; it is one of %s", p, parsed.Architecture, strings.Join(architectures, ", "))
+			}
 			if !slices.ContainsFunc(out, func(q ocispec.Platform) bool { return platforms.Format(q) == platforms.Format(parsed) }) {
 				out = append(out, parsed)
 			}

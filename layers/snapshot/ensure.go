@@ -15,12 +15,13 @@ import (
 
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/compress"
+	"github.com/strake-build/strake/layers/snapshot/internal/merge"
 	"github.com/strake-build/strake/state"
 )
 
 // Ensure makes the directories of the tree's layers, downloading and unpacking
-// in parallel, and returns their paths, the lowest first. Each layer is
-// unpacked once however many processes want it. A blob that turns out to be
+// in parallel, and returns their paths, the lowest first, those of layers that
+// come several times only where they come last. Each layer is unpacked once however many processes want it. A blob that turns out to be
 // damaged is an error.
 func (s *Store) Ensure(ctx context.Context, t layers.Tree, src Sources) ([]string, error) {
 	if err := s.ensureAll(ctx, t, src); err != nil {
@@ -30,7 +31,7 @@ func (s *Store) Ensure(ctx context.Context, t layers.Tree, src Sources) ([]strin
 	for i, id := range t {
 		paths[i] = s.path(id, fsDir)
 	}
-	return paths, nil
+	return merge.Topmost(paths), nil
 }
 
 func (s *Store) ensureAll(ctx context.Context, t layers.Tree, src Sources) error {

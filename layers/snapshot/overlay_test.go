@@ -78,3 +78,40 @@ func TestOverlay(t *testing.T) {
 		t.Errorf("left behind: %v %v", left, err)
 	}
 }
+
+// TestOverlayOfRepeatedLayers: a tree may have a layer several times, as
+// images have the empty one.
+func TestOverlayOfRepeatedLayers(t *testing.T) {
+	t.Parallel()
+	if !snapshottest.CanMount() {
+		t.Skip("overlays can't be mounted here: it needs root, or a user namespace")
+	}
+	s := newStore(t)
+	var err error
+	if s.Store, err = snapshot.Open(s.root, snapshot.Options{Driver: &overlay.Driver{}}); err != nil {
+		t.Fatal(err)
+	}
+	again := s.addEntries(t, dir("."), file("f", "upper"), whiteout("gone"))
+	other := s.addEntries(t, dir("."), file("f", "lower"), file("gone", ""), file("stays", ""))
+	a, err := s.Prepare(t.Context(), layers.Tree{again, other, again, again}, snapshot.Sources{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	snapshottest.Mounted(t, a.Mount, func(root string) error {
+		if data, err := os.ReadFile(filepath.Join(root, "f")); err != nil || string(data) != "upper" {
+			t.Errorf("f is %q, %v", data, err)
+		}
+		if _, err := os.Lstat(filepath.Join(root, "gone")); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("gone: %v", err)
+		}
+		_, err := os.Lstat(filepath.Join(root, "stays"))
+		return err
+	})
+	if err := a.Discard(); err != nil {
+		t.Fatal(err)
+	}
+	dirs, err := s.Ensure(t.Context(), layers.Tree{again, other, again}, snapshot.Sources{})
+	if err != nil || len(dirs) != 2 {
+		t.Errorf("Ensure returns %v, %v", dirs, err)
+	}
+}

@@ -244,7 +244,9 @@ func (l *Layer) addBlob(diffID digest.Digest, desc ocispec.Descriptor, origins [
 	if l.DiffID == "" {
 		l.DiffID, changed = diffID, true
 	}
-	if !slices.ContainsFunc(l.Blobs, func(d ocispec.Descriptor) bool { return d.Digest == desc.Digest && d.MediaType == desc.MediaType }) {
+	if !slices.ContainsFunc(l.Blobs, func(d ocispec.Descriptor) bool {
+		return d.Digest == desc.Digest && d.MediaType == desc.MediaType && d.Size == desc.Size
+	}) {
 		l.Blobs, changed = append(l.Blobs, desc), true
 	}
 	for _, o := range origins {

@@ -1,6 +1,7 @@
 package snapshot_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -149,6 +150,25 @@ func TestEnsureTakesAnotherBlob(t *testing.T) {
 	gz, zst := pack(t, compress.Gzip, entries...), pack(t, compress.Zstd, entries...)
 	s.add(t, gz)
 	id, src := s.add(t, zst) // has only this
+	s.ensure(t, id, src)
+}
+
+// A manifest that lies of a blob's size must not spoil the layer for images
+// whose manifests tell the truth.
+func TestEnsureTakesTheTrueSize(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	p := pack(t, compress.Gzip, file("f", "content"))
+	lie := p
+	lie.desc.Size = 5
+	s.add(t, lie)
+	id, _ := s.add(t, p)
+	src := snapshot.Sources{Blob: func(_ context.Context, _ snapshot.Layer, desc ocispec.Descriptor) (io.ReadCloser, error) {
+		if desc.Size != int64(len(p.data)) {
+			return nil, fmt.Errorf("%d bytes where %d are due", len(p.data), desc.Size)
+		}
+		return io.NopCloser(bytes.NewReader(p.data)), nil
+	}}
 	s.ensure(t, id, src)
 }
 

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/strake-build/strake/builder/sandbox"
 	"github.com/strake-build/strake/builder/sandbox/oci"
 	"github.com/strake-build/strake/builder/sandbox/rootless"
 	"github.com/strake-build/strake/builder/sandbox/sandboxtest"
@@ -25,6 +26,14 @@ func TestMain(m *testing.M) {
 		}
 	}
 	os.Exit(m.Run())
+}
+
+// needs skips where crun can't work: it wants either cgroup v1 or v2.
+func needs(t testing.TB, r sandbox.Runner) {
+	t.Helper()
+	if err := sandboxtest.Works(t, r, mode.Rootless); err != nil && strings.Contains(err.Error(), "cgroups in hybrid mode") {
+		t.Skipf("SKIPPED: %s can't run anything here: %v", r.Name(), err)
+	}
 }
 
 func suite(t *testing.T, runtime string) {
@@ -45,10 +54,7 @@ func suite(t *testing.T, runtime string) {
 			t.Errorf("left in the state directory: %v, error %v", left, err)
 		}
 	})
-	// crun wants either cgroup v1 or v2, and rights that containers lack.
-	if err := sandboxtest.Works(t, r, mode.Rootless); err != nil && strings.Contains(err.Error(), "cgroups in hybrid mode") {
-		t.Skipf("SKIPPED: %s can't run anything here: %v", runtime, err)
-	}
+	needs(t, r)
 	sandboxtest.Run(t, r, sandboxtest.Options{OCI: true, Rootless: mode.Rootless, SingleID: mode.SingleID})
 }
 
@@ -100,5 +106,6 @@ func benchmark(b *testing.B, runtime string) {
 	if err != nil {
 		b.Skipf("SKIPPED: %v", err)
 	}
+	needs(b, r)
 	sandboxtest.Benchmark(b, r, sandboxtest.Options{OCI: true})
 }

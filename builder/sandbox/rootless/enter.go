@@ -175,7 +175,15 @@ func environ() []string {
 // tie makes this process die with its parent, which forwards signals to it. What
 // was set before the execution is gone with the gain of capabilities.
 func tie() error {
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0); err != nil {
+	set := make(chan error)
+	go func() {
+		// The signal is that of a thread, and is gone with it or when its
+		// credentials change: this one does nothing else, and stays.
+		runtime.LockOSThread()
+		set <- unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGKILL), 0, 0, 0)
+		select {}
+	}()
+	if err := <-set; err != nil {
 		return fmt.Errorf("set parent death signal: %w", err)
 	}
 	want := os.Getenv(parent)

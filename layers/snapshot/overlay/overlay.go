@@ -50,6 +50,7 @@ func (d *Driver) Prepare(ctx context.Context, lower *merge.Stack, work string) (
 	if err != nil {
 		return snapshot.Mount{}, err
 	}
+	dirs = merge.Topmost(dirs)
 	if len(dirs) > MaxLayers {
 		return snapshot.Mount{}, fmt.Errorf("%d layers are more than overlayfs can stack (%d)", len(dirs), MaxLayers)
 	}
