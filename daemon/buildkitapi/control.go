@@ -165,5 +165,3 @@ func (s *Server) Info(context.Context, *controlapi.InfoRequest) (*controlapi.Inf
 func unsupported(format string, args ...any) error {
 	return status.Errorf(codes.Unimplemented, format+" is not supported", args...)
 }
-
-var errNoDefinition = fmt.Errorf("invalid empty definition")

@@ -18,7 +18,6 @@ import (
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
-	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 
@@ -261,7 +260,7 @@ func (f *dockerfile) warn(warnings []plan.Warning) {
 // load finds out what the main context is, and reads the build file.
 func (f *dockerfile) load(ctx context.Context) error {
 	f.filename = f.attr("filename", "Dockerfile")
-	file := f.context // where the build file is, if not in a directory of the client
+	var file *plan.Step // where the build file is, if not in a directory of the client
 	url := f.attrs[f.attr("contextkey", "context")]
 	git, isGit, err := parser.Git(url)
 	switch {
@@ -545,9 +544,6 @@ func (j *job) resolve(ctx context.Context, ref string, p ocispec.Platform, pull 
 	report(done)
 	return b, err
 }
-
-// vertexOf is the identity of the vertex that a client gave a digest to.
-func vertexOf(d digest.Digest) string { return "client " + d.String() }
 
 // noCache reads the attribute no-cache: empty means all stages.
 func (f *dockerfile) noCache(o *parser.Options) {
