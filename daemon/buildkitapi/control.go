@@ -3,7 +3,6 @@ package buildkitapi
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	apitypes "github.com/moby/buildkit/api/types"
