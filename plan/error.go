@@ -57,9 +57,9 @@ const (
 )
 
 // Excerpt returns the lines of the build file around the source, numbered, the
-// lines themselves marked by ">>>" and a caret under the column if there is
-// one; as BuildKit prints it. It is empty if the source names no line of the
-// file. Of a source of many lines, the first ones are shown.
+// lines themselves marked by ">>>" and a caret under the column, or under the
+// beginning of the line if there is none. It is empty if the source names no
+// line of the file. Of a source of many lines, the first ones are shown.
 func (s *Source) Excerpt() string {
 	if s == nil || s.File == nil || len(s.Ranges) == 0 {
 		return ""
@@ -90,8 +90,14 @@ func (s *Source) Excerpt() string {
 		line := printable(lines[n-1])
 		b.WriteString(strings.TrimRight(fmt.Sprintf(" %3d | %s %s", n, mark, line), " "))
 		b.WriteByte('\n')
-		if r := s.Ranges[0]; n == r.StartLine && r.EndColumn > 0 && r.StartColumn < len(line) {
-			fmt.Fprintf(&b, "     |     %s^\n", caretIndent(line[:r.StartColumn]))
+		if r := s.Ranges[0]; n == r.StartLine && line != "" {
+			column := r.StartColumn
+			if r.EndColumn == 0 { // the whole line
+				column = len(line) - len(strings.TrimLeft(line, " \t"))
+			}
+			if column < len(line) {
+				fmt.Fprintf(&b, "     |     %s^\n", caretIndent(line[:column]))
+			}
 		}
 	}
 	b.WriteString("--------------------\n")

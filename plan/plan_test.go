@@ -30,7 +30,7 @@ func TestErrorText(t *testing.T) {
 			Error{Source: &Source{file, []Range{{StartLine: 1, EndLine: 2}}}, Err: errors.New("no")},
 			"Dockerfile:1: no",
 			"Dockerfile:1\n--------------------\n" +
-				"   1 | >>> FROM a AS build\n   2 | >>> FROM b\n   3 |     \tCOPY --from=bulid x ?[31my\n   4 |     RUN c\n" +
+				"   1 | >>> FROM a AS build\n     |     ^\n   2 | >>> FROM b\n   3 |     \tCOPY --from=bulid x ?[31my\n   4 |     RUN c\n" +
 				"--------------------\n",
 		},
 		"no line": {Error{Source: &Source{File: file}, Err: errors.New("empty")}, "Dockerfile: empty", ""},
