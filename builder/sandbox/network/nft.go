@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"sync"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -17,6 +18,10 @@ import (
 const revision = "rev1"
 
 var subnetMask = []byte{255, 255, 0, 0}
+
+// addingRules is held while rules are added: the library counts the sets of all
+// connections in one variable of its own.
+var addingRules sync.Mutex
 
 // addRules makes sure that the table is there and lets addresses of subnet, a
 // /16 network, out, and reports whether that was to be done. All that changes is changed at once, so that any number of
@@ -45,6 +50,8 @@ var subnetMask = []byte{255, 255, 0, 0}
 //		}
 //	}
 func addRules(subnet netip.Addr) (added bool, err error) {
+	addingRules.Lock()
+	defer addingRules.Unlock()
 	c, err := nftables.New()
 	if err != nil {
 		return false, fmt.Errorf("open nftables: %w", err)
