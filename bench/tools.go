@@ -21,6 +21,14 @@ type request struct {
 	name        string // of the image to push, without the registry
 }
 
+// attributes is what the request adds to the output flag of strake and BuildKit.
+func (r request) attributes() string {
+	if r.compression == "" {
+		return ""
+	}
+	return ",compression=" + r.compression
+}
+
 // workspace is where one run takes place.
 type workspace struct {
 	b                  *bench
@@ -113,15 +121,11 @@ func (t strakeTool) build(ctx context.Context, w *workspace, r request) (int64, 
 	if r.noCache {
 		args = append(args, "--no-cache")
 	}
-	compression := ""
-	if r.compression != "" {
-		compression = ",compression=" + r.compression
-	}
 	switch r.output {
 	case "oci":
-		args = append(args, "-o", "type=oci,dest="+filepath.Join(w.out, "image.tar")+compression)
+		args = append(args, "-o", "type=oci,dest="+filepath.Join(w.out, "image.tar")+r.attributes())
 	case "push":
-		args = append(args, "-o", "type=registry,name="+w.b.registry+"/"+r.name+compression)
+		args = append(args, "-o", "type=registry,name="+w.b.registry+"/"+r.name+r.attributes())
 	}
 	return w.command(ctx, t.program, append(args, w.context)...)
 }
@@ -166,15 +170,11 @@ func (t buildkitTool) build(ctx context.Context, w *workspace, r request) (int64
 	if r.noCache {
 		args = append(args, "--no-cache")
 	}
-	compression := ""
-	if r.compression != "" {
-		compression = ",compression=" + r.compression
-	}
 	switch r.output {
 	case "oci":
-		args = append(args, "--output", "type=oci,dest="+filepath.Join(w.out, "image.tar")+compression)
+		args = append(args, "--output", "type=oci,dest="+filepath.Join(w.out, "image.tar")+r.attributes())
 	case "push":
-		args = append(args, "--output", "type=image,push=true,registry.insecure=true,oci-mediatypes=true,name="+w.b.registry+"/"+r.name+compression)
+		args = append(args, "--output", "type=image,push=true,registry.insecure=true,oci-mediatypes=true,name="+w.b.registry+"/"+r.name+r.attributes())
 	}
 	if _, err := w.command(ctx, "buildctl", args...); err != nil {
 		return 0, err
