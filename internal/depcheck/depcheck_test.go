@@ -93,6 +93,9 @@ var allowed = []struct {
 	{"daemon/...", []string{"..."}},
 	{"cmd/...", []string{"..."}},
 	{"internal/e2e", nil},
+	{"internal/testbed", nil},
+	{"internal/hostile", nil},
+	{"internal/faults", nil},
 	{"bench/...", nil},
 	{"examples/...", nil},
 }

@@ -1,36 +1,36 @@
 package e2e
 
 import (
-	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"os/exec"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/strake-build/strake/internal/testbed"
 )
 
 // TestProcessesShareAStore starts eight builds of one file at once: each step
 // runs once.
 func TestProcessesShareAStore(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	host := newRegistry(t)
-	base := busybox(t, host)
+	testbed.NeedRoot(t)
+	host := testbed.NewRegistry(t)
+	base := testbed.Busybox(t, host)
 	var df strings.Builder
 	fmt.Fprintf(&df, "FROM %s\nCOPY a.txt /\n", base)
 	const steps = 4
 	for i := range steps {
 		fmt.Fprintf(&df, "RUN echo ran-step-%d; sleep 0.2\n", i)
 	}
-	context := write(t, map[string]string{"Dockerfile": df.String(), "a.txt": "a"})
-	s := newStore(t)
+	context := testbed.Write(t, map[string]string{"Dockerfile": df.String(), "a.txt": "a"})
+	s := testbed.NewStore(t)
 	outputs := make([]string, 8)
-	inParallel(len(outputs), func(i int) {
-		out, err := s.command("build", "--progress", "plain", "-t", fmt.Sprint("app", i), context).CombinedOutput()
+	testbed.InParallel(len(outputs), func(i int) {
+		out, err := s.Command("build", "--progress", "plain", "-t", fmt.Sprint("app", i), context).CombinedOutput()
 		outputs[i] = string(out)
 		if err != nil {
 			t.Errorf("build %d: %v\n%s", i, err, out)
@@ -51,7 +51,7 @@ func TestProcessesShareAStore(t *testing.T) {
 	}
 	ids := map[string]bool{}
 	for i := range outputs {
-		id, _ := s.run("images", "-q", "--no-trunc", fmt.Sprint("app", i))
+		id, _ := s.Run("images", "-q", "--no-trunc", fmt.Sprint("app", i))
 		ids[strings.TrimSpace(id)] = true
 	}
 	if len(ids) != 1 {
@@ -63,39 +63,39 @@ func TestProcessesShareAStore(t *testing.T) {
 // step lives on, and the next build works.
 func TestKilledInRun(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	host := newRegistry(t)
+	testbed.NeedRoot(t)
+	host := testbed.NewRegistry(t)
 	marker := fmt.Sprint(7000 + rand.IntN(900)) // tells our sleep from others
-	context := write(t, map[string]string{"Dockerfile": "FROM " + busybox(t, host) + "\nRUN echo one > /one\nRUN (sleep " + marker + " &) ; echo started; test -e /skip || sleep " + marker + "\n"})
-	s := newStore(t)
-	cmd := s.command("build", "--progress", "plain", context)
-	var out syncBuffer
+	context := testbed.Write(t, map[string]string{"Dockerfile": "FROM " + testbed.Busybox(t, host) + "\nRUN echo one > /one\nRUN (sleep " + marker + " &) ; echo started; test -e /skip || sleep " + marker + "\n"})
+	s := testbed.NewStore(t)
+	cmd := s.Command("build", "--progress", "plain", context)
+	var out testbed.SyncBuffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the step's output", func() bool { return strings.Contains(out.String(), " started\n") })
+	testbed.Eventually(t, "the step's output", func() bool { return strings.Contains(out.String(), " started\n") })
 	if err := cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	_ = cmd.Wait()
-	eventually(t, "the end of the step's processes", func() bool {
+	testbed.Eventually(t, "the end of the step's processes", func() bool {
 		ps, _ := exec.Command("ps", "ax", "-o", "args").Output()
 		return !strings.Contains(string(ps), "sleep "+marker)
 	})
-	s.noLeaks()
+	s.NoLeaks()
 	df := "FROM " + host + "/busybox:latest\nRUN echo one > /one\nRUN cat /one\n"
 	if err := os.WriteFile(context+"/Dockerfile", []byte(df), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	_, stderr := s.run("build", "--progress", "plain", context)
-	if ran, cached := ranSteps(stderr, "RUN echo one"); ran != 0 || cached != 1 {
+	_, stderr := s.Run("build", "--progress", "plain", context)
+	if ran, cached := testbed.RanSteps(stderr, "RUN echo one"); ran != 0 || cached != 1 {
 		t.Errorf("what was finished before the kill ran again:\n%s", stderr)
 	}
-	if out, _ := s.run("check"); strings.Contains(out, "error") {
+	if out, _ := s.Run("check"); strings.Contains(out, "error") {
 		t.Errorf("check: %s", out)
 	}
-	entries, err := os.ReadDir(s.root + "/tmp")
+	entries, err := os.ReadDir(s.Root + "/tmp")
 	if err == nil && len(entries) > 0 {
 		t.Errorf("temporary files left: %v", entries)
 	}
@@ -104,13 +104,13 @@ func TestKilledInRun(t *testing.T) {
 // TestKilledAnywhere kills builds at random times, and builds to the end.
 func TestKilledAnywhere(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	host := newRegistry(t)
-	context := write(t, buildFiles(busybox(t, host)))
+	testbed.NeedRoot(t)
+	host := testbed.NewRegistry(t)
+	context := testbed.Write(t, buildFiles(testbed.Busybox(t, host)))
 	ref := host + "/out:killed"
-	s := newStore(t)
+	s := testbed.NewStore(t)
 	for i := range 15 {
-		cmd := s.command("build", "-t", ref, "--push", context)
+		cmd := s.Command("build", "-t", ref, "--push", context)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -118,29 +118,29 @@ func TestKilledAnywhere(t *testing.T) {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	}
-	s.run("build", "-t", ref, "--push", context)
-	fresh := newStore(t)
-	fresh.run("build", "-t", host+"/out:fresh", "--push", context)
-	if got, want := digestOf(t, ref), digestOf(t, host+"/out:fresh"); got != want {
+	s.Run("build", "-t", ref, "--push", context)
+	fresh := testbed.NewStore(t)
+	fresh.Run("build", "-t", host+"/out:fresh", "--push", context)
+	if got, want := testbed.DigestOf(t, ref), testbed.DigestOf(t, host+"/out:fresh"); got != want {
 		t.Errorf("digest after kills %s, want %s", got, want)
 	}
-	s.run("check", "--read-data")
+	s.Run("check", "--read-data")
 }
 
 // TestInterrupted stops a build as Ctrl-C does.
 func TestInterrupted(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	host := newRegistry(t)
-	context := write(t, map[string]string{"Dockerfile": "FROM " + busybox(t, host) + "\nRUN echo started; sleep 1000\n"})
-	s := newStore(t)
-	cmd := s.command("build", "--progress", "plain", "-o", "type=oci,dest="+context+"/out.tar", context)
-	var out syncBuffer
+	testbed.NeedRoot(t)
+	host := testbed.NewRegistry(t)
+	context := testbed.Write(t, map[string]string{"Dockerfile": "FROM " + testbed.Busybox(t, host) + "\nRUN echo started; sleep 1000\n"})
+	s := testbed.NewStore(t)
+	cmd := s.Command("build", "--progress", "plain", "-o", "type=oci,dest="+context+"/out.tar", context)
+	var out testbed.SyncBuffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	eventually(t, "the step's output", func() bool { return strings.Contains(out.String(), " started\n") })
+	testbed.Eventually(t, "the step's output", func() bool { return strings.Contains(out.String(), " started\n") })
 	start := time.Now()
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
@@ -155,22 +155,4 @@ func TestInterrupted(t *testing.T) {
 	if _, err := os.Stat(context + "/out.tar"); err == nil {
 		t.Error("a half-written archive was left")
 	}
-}
-
-// syncBuffer is a buffer for a process's output that is read while it runs.
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }

@@ -6,14 +6,16 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/strake-build/strake/internal/testbed"
 )
 
 // TestDebianBase makes a Debian root file system with debootstrap, uses it as a
 // base, and installs a package in a step.
 func TestDebianBase(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	debootstrap := needTool(t, "debootstrap", "debootstrap")
+	testbed.NeedRoot(t)
+	debootstrap := testbed.NeedTool(t, "debootstrap", "debootstrap")
 	mirror := debianMirror(t)
 	dir := t.TempDir()
 	rootfs := filepath.Join(dir, "rootfs")
@@ -22,7 +24,7 @@ func TestDebianBase(t *testing.T) {
 		t.Skipf("SKIPPED: debootstrap can't reach a package mirror: %v\n%s", err, tailOf(out))
 	}
 	conf := aptConf(t)
-	context := write(t, map[string]string{
+	context := testbed.Write(t, map[string]string{
 		"Dockerfile": `FROM scratch AS base
 ADD rootfs.tar /
 FROM base
@@ -37,9 +39,9 @@ CMD ["hello"]
 	if out, err := exec.Command("tar", "-C", rootfs, "-cf", filepath.Join(context, "rootfs.tar"), ".").CombinedOutput(); err != nil {
 		t.Fatalf("tar: %v\n%s", err, out)
 	}
-	s := newStore(t)
-	s.run("build", "--network", "host", "--allow", "network.host", "-t", "debian-hello", context)
-	out, _ := s.run("run", "--rm", "debian-hello")
+	s := testbed.NewStore(t)
+	s.Run("build", "--network", "host", "--allow", "network.host", "-t", "debian-hello", context)
+	out, _ := s.Run("run", "--rm", "debian-hello")
 	if !strings.Contains(out, "Hello, world!") {
 		t.Errorf("strake run printed %q", out)
 	}
@@ -76,16 +78,16 @@ func aptConf(t *testing.T) string {
 // TestExample runs the README's example.
 func TestExample(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
+	testbed.NeedRoot(t)
 	goroot, err := exec.Command("go", "env", "GOROOT").Output()
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := newStore(t)
+	s := testbed.NewStore(t)
 	archive := filepath.Join(t.TempDir(), "hello.tar")
-	s.run("build", "-t", "hello", "--build-context", "go="+strings.TrimSpace(string(goroot)),
+	s.Run("build", "-t", "hello", "--build-context", "go="+strings.TrimSpace(string(goroot)),
 		"-o", "type=image", "-o", "type=oci,dest="+archive, "../../examples/hello")
-	if out, _ := s.run("run", "--rm", "hello", "you"); out != "hello, you\n" {
+	if out, _ := s.Run("run", "--rm", "hello", "you"); out != "hello, you\n" {
 		t.Errorf("strake run printed %q", out)
 	}
 	if info, err := os.Stat(archive); err != nil || info.Size() < 1<<20 {

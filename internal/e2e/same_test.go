@@ -6,6 +6,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/strake-build/strake/internal/testbed"
 )
 
 // buildFiles is a build with steps of every kind.
@@ -38,14 +40,14 @@ CMD ["sh", "-c", "cat /opt/out/a.txt"]
 // be the same.
 func TestSameImageEverywhere(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	host := newRegistry(t)
-	base := busybox(t, host)
+	testbed.NeedRoot(t)
+	host := testbed.NewRegistry(t)
+	base := testbed.Busybox(t, host)
 
 	want := ""
-	build := func(label string, s *store, flags ...string) {
+	build := func(label string, s *testbed.Store, flags ...string) {
 		t.Helper()
-		context := write(t, buildFiles(base))
+		context := testbed.Write(t, buildFiles(base))
 		if err := os.Chmod(context, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -58,8 +60,8 @@ func TestSameImageEverywhere(t *testing.T) {
 			t.Fatal(err)
 		}
 		ref := host + "/out:" + label
-		s.run(append(append([]string{"build", "-t", ref, "--push"}, flags...), context)...)
-		got := digestOf(t, ref)
+		s.Run(append(append([]string{"build", "-t", ref, "--push"}, flags...), context)...)
+		got := testbed.DigestOf(t, ref)
 		if want == "" {
 			want = got
 		}
@@ -67,15 +69,15 @@ func TestSameImageEverywhere(t *testing.T) {
 			t.Errorf("%s: digest %s, want %s", label, got, want)
 		}
 	}
-	build("first", newStore(t))
-	build("second-root", newStore(t))
-	one := newStore(t)
-	one.env = []string{"GOMAXPROCS=1"}
+	build("first", testbed.NewStore(t))
+	build("second-root", testbed.NewStore(t))
+	one := testbed.NewStore(t)
+	one.Env = []string{"GOMAXPROCS=1"}
 	build("one-processor", one)
-	t.Run("rootless", func(t *testing.T) { build("rootless", rootlessStore(t, true)) })
-	t.Run("single id", func(t *testing.T) { build("single-id", rootlessStore(t, false)) })
+	t.Run("rootless", func(t *testing.T) { build("rootless", testbed.RootlessStore(t, true)) })
+	t.Run("single id", func(t *testing.T) { build("single-id", testbed.RootlessStore(t, false)) })
 	if _, err := os.Stat("/usr/sbin/runc"); err == nil {
-		build("runc", newStore(t), "--oci-runtime", "runc")
+		build("runc", testbed.NewStore(t), "--oci-runtime", "runc")
 	}
 }
 
@@ -83,18 +85,18 @@ func TestSameImageEverywhere(t *testing.T) {
 // the context is opened but the build file and the ignore file.
 func TestSecondBuildReadsNothing(t *testing.T) {
 	t.Parallel()
-	needRoot(t)
-	strace := needTool(t, "strace", "strace")
-	host := newRegistry(t)
-	context := write(t, buildFiles(busybox(t, host)))
-	s := newStore(t)
-	s.run("build", "-t", "app", context)
+	testbed.NeedRoot(t)
+	strace := testbed.NeedTool(t, "strace", "strace")
+	host := testbed.NewRegistry(t)
+	context := testbed.Write(t, buildFiles(testbed.Busybox(t, host)))
+	s := testbed.NewStore(t)
+	s.Run("build", "-t", "app", context)
 	// Files hashed in the instant of their last change are not trusted.
 	time.Sleep(1100 * time.Millisecond)
-	s.run("build", "-t", "app", context)
+	s.Run("build", "-t", "app", context)
 
 	trace := filepath.Join(t.TempDir(), "trace")
-	cmd := s.command("build", "--progress", "plain", "-t", "app", context)
+	cmd := s.Command("build", "--progress", "plain", "-t", "app", context)
 	cmd.Args = append([]string{strace, "-f", "-y", "-e", "trace=openat,openat2,open,read,pread64,readv,mmap", "-o", trace}, cmd.Args...)
 	cmd.Path = strace
 	out, err := cmd.CombinedOutput()
@@ -105,7 +107,7 @@ func TestSecondBuildReadsNothing(t *testing.T) {
 		t.Errorf("not all cached:\n%s", out)
 	}
 	for _, step := range []string{"RUN", "COPY"} {
-		if ran, cached := ranSteps(string(out), step); ran != 0 || cached == 0 {
+		if ran, cached := testbed.RanSteps(string(out), step); ran != 0 || cached == 0 {
 			t.Errorf("%s: %d ran, %d cached:\n%s", step, ran, cached, out)
 		}
 	}

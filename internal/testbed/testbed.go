@@ -1,4 +1,4 @@
-package e2e
+package testbed
 
 import (
 	"archive/tar"
@@ -27,39 +27,40 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 )
 
-// strake is the program under test, built once.
+// strake is the program under test. Main sets it.
 var strake string
 
-func TestMain(m *testing.M) {
-	os.Exit(func() int {
-		dir, err := os.MkdirTemp("", "strake-e2e-")
-		if err != nil {
-			log.Fatal(err)
-		}
-		defer os.RemoveAll(dir)
-		// Other users run it too.
-		if err := os.Chmod(dir, 0o755); err != nil {
-			log.Fatal(err)
-		}
-		strake = filepath.Join(dir, "strake")
-		cmd := exec.Command("go", "build", "-o", strake, "../../cmd/strake")
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-		if out, err := cmd.CombinedOutput(); err != nil {
-			log.Fatalf("go build: %v\n%s", err, out)
-		}
-		return m.Run()
-	}())
+// Main builds strake, runs the tests of m and returns their exit code. A package
+// that uses stores calls it in its TestMain.
+func Main(m *testing.M) int {
+	dir, err := os.MkdirTemp("", "strake-test-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	// Other users run it too.
+	if err := os.Chmod(dir, 0o755); err != nil {
+		log.Fatal(err)
+	}
+	strake = filepath.Join(dir, "strake")
+	cmd := exec.Command("go", "build", "-o", strake, "github.com/strake-build/strake/cmd/strake")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		log.Fatalf("go build: %v\n%s", err, out)
+	}
+	return m.Run()
 }
 
-func needRoot(t *testing.T) {
+// NeedRoot skips a test that needs root.
+func NeedRoot(t *testing.T) {
 	t.Helper()
 	if os.Getuid() != 0 {
 		t.Skip("SKIPPED: needs root")
 	}
 }
 
-// needTool skips a test without a program; package is Debian's.
-func needTool(t *testing.T, program, debian string) string {
+// NeedTool skips a test without a program; package is Debian's.
+func NeedTool(t *testing.T, program, debian string) string {
 	t.Helper()
 	path, err := exec.LookPath(program)
 	if err != nil {
@@ -68,80 +69,83 @@ func needTool(t *testing.T, program, debian string) string {
 	return path
 }
 
-// store is a store root, and how to run strake on it.
-type store struct {
-	t    *testing.T
-	root string
-	env  []string
-	attr *syscall.SysProcAttr
+// Store is a store root, and how to run strake on it.
+type Store struct {
+	T    *testing.T
+	Root string
+	Env  []string             // added to the environment of the test
+	Attr *syscall.SysProcAttr // who runs strake
 }
 
-func newStore(t *testing.T) *store {
+// NewStore is a store in a directory of its own. The test fails if mounts or
+// processes that have to do with it are left at its end.
+func NewStore(t *testing.T) *Store {
 	t.Helper()
-	s := &store{t: t, root: filepath.Join(t.TempDir(), "root")}
-	t.Cleanup(func() { s.noLeaks() })
+	s := &Store{T: t, Root: filepath.Join(t.TempDir(), "root")}
+	t.Cleanup(func() { s.NoLeaks() })
 	return s
 }
 
-// command returns a strake command on the store.
-func (s *store) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(strake, append([]string{"--root", s.root}, args...)...)
-	cmd.Env = append(os.Environ(), s.env...)
-	cmd.SysProcAttr = s.attr
+// Command returns a strake command on the store.
+func (s *Store) Command(args ...string) *exec.Cmd {
+	cmd := exec.Command(strake, append([]string{"--root", s.Root}, args...)...)
+	cmd.Env = append(os.Environ(), s.Env...)
+	cmd.SysProcAttr = s.Attr
 	return cmd
 }
 
-// run runs strake and returns what it printed; it must succeed.
-func (s *store) run(args ...string) (stdout, stderr string) {
-	s.t.Helper()
-	stdout, stderr, err := s.try(args...)
+// Run runs strake and returns what it printed; it must succeed.
+func (s *Store) Run(args ...string) (stdout, stderr string) {
+	s.T.Helper()
+	stdout, stderr, err := s.Try(args...)
 	if err != nil {
-		s.t.Fatalf("strake %s: %v\n%s", strings.Join(args, " "), err, stderr)
+		s.T.Fatalf("strake %s: %v\n%s", strings.Join(args, " "), err, stderr)
 	}
 	return stdout, stderr
 }
 
-func (s *store) try(args ...string) (stdout, stderr string, err error) {
-	cmd := s.command(args...)
+// Try runs strake.
+func (s *Store) Try(args ...string) (stdout, stderr string, err error) {
+	cmd := s.Command(args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	err = cmd.Run()
 	return out.String(), errs.String(), err
 }
 
-// noLeaks fails the test if mounts or processes that have to do with the store
+// NoLeaks fails the test if mounts or processes that have to do with the store
 // are left.
-func (s *store) noLeaks() {
-	s.t.Helper()
+func (s *Store) NoLeaks() {
+	s.T.Helper()
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	if err != nil {
-		s.t.Fatal(err)
+		s.T.Fatal(err)
 	}
 	for line := range strings.Lines(string(mounts)) {
-		if strings.Contains(line, s.root) {
-			s.t.Errorf("mount left: %s", line)
+		if strings.Contains(line, s.Root) {
+			s.T.Errorf("mount left: %s", line)
 		}
 	}
-	if p := s.processes(); len(p) > 0 {
-		s.t.Errorf("processes left: %v", p)
+	if p := s.Processes(); len(p) > 0 {
+		s.T.Errorf("processes left: %v", p)
 	}
 }
 
-// processes returns the commands of running processes that name the store.
-func (s *store) processes() []string {
+// Processes returns the commands of running processes that name the store.
+func (s *Store) Processes() []string {
 	var found []string
 	dirs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
 	for _, d := range dirs {
 		data, err := os.ReadFile(d)
-		if err == nil && bytes.Contains(data, []byte(s.root)) {
+		if err == nil && bytes.Contains(data, []byte(s.Root)) {
 			found = append(found, d+" "+strings.ReplaceAll(string(data), "\x00", " "))
 		}
 	}
 	return found
 }
 
-// write makes files below a new directory; names ending in "*" are executable.
-func write(t *testing.T, files map[string]string) string {
+// Write makes files below a new directory; names ending in "*" are executable.
+func Write(t *testing.T, files map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
 	for name, text := range files {
@@ -156,23 +160,23 @@ func write(t *testing.T, files map[string]string) string {
 	return dir
 }
 
-// newRegistry serves a registry on loopback and returns its address.
-func newRegistry(t *testing.T) string {
+// NewRegistry serves a registry on loopback and returns its address.
+func NewRegistry(t *testing.T) string {
 	t.Helper()
 	s := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(s.Close)
 	return strings.TrimPrefix(s.URL, "http://")
 }
 
-// busybox pushes a small base image and returns its name.
-func busybox(t *testing.T, host string) string {
+// Busybox pushes a small base image and returns its name.
+func Busybox(t *testing.T, host string) string {
 	t.Helper()
-	path := needTool(t, "busybox", "busybox-static")
+	path := NeedTool(t, "busybox", "busybox-static")
 	data, err := os.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return pushImage(t, host+"/busybox:latest", func(tw *tar.Writer) error {
+	return PushImage(t, host+"/busybox:latest", func(tw *tar.Writer) error {
 		for _, d := range []string{"bin", "etc", "root", "tmp", "usr", "var"} {
 			if err := tw.WriteHeader(&tar.Header{Name: d + "/", Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
 				return err
@@ -191,13 +195,14 @@ func busybox(t *testing.T, host string) string {
 			}
 		}
 		return errors.Join(
-			tarFile(tw, "bin/busybox", 0o755, data),
-			tarFile(tw, "etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")),
-			tarFile(tw, "etc/group", 0o644, []byte("root:x:0:\nuser:x:1000:\n")))
+			TarFile(tw, "bin/busybox", 0o755, data),
+			TarFile(tw, "etc/passwd", 0o644, []byte("root:x:0:0:root:/root:/bin/sh\nuser:x:1000:1000::/home/user:/bin/sh\n")),
+			TarFile(tw, "etc/group", 0o644, []byte("root:x:0:\nuser:x:1000:\n")))
 	})
 }
 
-func tarFile(tw *tar.Writer, name string, mode int64, data []byte) error {
+// TarFile writes a regular file.
+func TarFile(tw *tar.Writer, name string, mode int64, data []byte) error {
 	if err := tw.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: mode, Size: int64(len(data))}); err != nil {
 		return err
 	}
@@ -205,7 +210,9 @@ func tarFile(tw *tar.Writer, name string, mode int64, data []byte) error {
 	return err
 }
 
-func pushImage(t *testing.T, ref string, write func(*tar.Writer) error) string {
+// PushImage pushes an image of one layer, the archive that write writes, and
+// returns its name.
+func PushImage(t *testing.T, ref string, write func(*tar.Writer) error) string {
 	t.Helper()
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
@@ -240,8 +247,8 @@ func pushImage(t *testing.T, ref string, write func(*tar.Writer) error) string {
 	return ref
 }
 
-// pulled returns a pushed image, validated.
-func pulled(t *testing.T, ref string) v1.Image {
+// Pulled returns a pushed image, validated.
+func Pulled(t *testing.T, ref string) v1.Image {
 	t.Helper()
 	r, err := name.ParseReference(ref)
 	if err != nil {
@@ -257,23 +264,24 @@ func pulled(t *testing.T, ref string) v1.Image {
 	return img
 }
 
-func digestOf(t *testing.T, ref string) string {
+// DigestOf is the digest of a pushed image.
+func DigestOf(t *testing.T, ref string) string {
 	t.Helper()
-	d, err := pulled(t, ref).Digest()
+	d, err := Pulled(t, ref).Digest()
 	if err != nil {
 		t.Fatal(err)
 	}
 	return d.String()
 }
 
-// rootlessUser makes a store for an ordinary user: with a range of
+// RootlessStore makes a store for an ordinary user: with a range of
 // subordinate ids, or with a single one.
-func rootlessStore(t *testing.T, subuid bool) *store {
+func RootlessStore(t *testing.T, subuid bool) *Store {
 	t.Helper()
-	needRoot(t)
+	NeedRoot(t)
 	uid := 65534
 	if subuid {
-		needTool(t, "newuidmap", "uidmap")
+		NeedTool(t, "newuidmap", "uidmap")
 		uid = userWithSubuid(t)
 	}
 	home, err := os.MkdirTemp("", "strake-home-")
@@ -284,9 +292,9 @@ func rootlessStore(t *testing.T, subuid bool) *store {
 	if err := os.Chown(home, uid, uid); err != nil {
 		t.Fatal(err)
 	}
-	s := &store{t: t, root: filepath.Join(home, "root"), env: []string{"HOME=" + home, "XDG_RUNTIME_DIR=" + home}}
-	s.attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
-	t.Cleanup(func() { s.noLeaks() })
+	s := &Store{T: t, Root: filepath.Join(home, "root"), Env: []string{"HOME=" + home, "XDG_RUNTIME_DIR=" + home}}
+	s.Attr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: uint32(uid), Gid: uint32(uid)}}
+	t.Cleanup(func() { s.NoLeaks() })
 	return s
 }
 
@@ -317,8 +325,8 @@ func userWithSubuid(t *testing.T) int {
 	return uid
 }
 
-// ranSteps counts the steps that ran, by the lines of plain progress.
-func ranSteps(stderr, step string) (ran, cached int) {
+// RanSteps counts the steps that ran, by the lines of plain progress.
+func RanSteps(stderr, step string) (ran, cached int) {
 	number := ""
 	for line := range strings.Lines(stderr) {
 		n, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
@@ -335,8 +343,8 @@ func ranSteps(stderr, step string) (ran, cached int) {
 	return ran, cached
 }
 
-// eventually waits for a condition.
-func eventually(t *testing.T, what string, ok func() bool) {
+// Eventually waits for a condition.
+func Eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	deadline := time.Now().Add(10 * time.Second)
 	for !ok() {
@@ -347,11 +355,31 @@ func eventually(t *testing.T, what string, ok func() bool) {
 	}
 }
 
-// inParallel runs f n times at once.
-func inParallel(n int, f func(i int)) {
+// InParallel runs f n times at once.
+func InParallel(n int, f func(i int)) {
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() { f(i) })
 	}
 	wg.Wait()
+}
+
+// SyncBuffer is a buffer for a process's output that is read while it runs.
+type SyncBuffer struct {
+	mu  sync.Mutex
+	buf bytes.Buffer
+}
+
+// Write appends.
+func (b *SyncBuffer) Write(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.Write(p)
+}
+
+// String is what was written so far.
+func (b *SyncBuffer) String() string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.buf.String()
 }
