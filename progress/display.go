@@ -40,7 +40,7 @@ type Options struct {
 	// Color: the live view is coloured.
 	Color bool
 	// Logs keeps all events and the output of all steps; nil: nobody does.
-	// The Display closes it.
+	// Whoever opened it closes it, after the Display.
 	Logs *Logs
 }
 
@@ -165,14 +165,14 @@ func (d *Display) Event(e Event) {
 	}
 	if e.Vertex == "" {
 		if d.logs != nil {
-			d.logs.event(0, e)
+			d.logs.Event(e)
 		}
 		d.view.event(d, nil, e)
 		return
 	}
 	v := d.vertex(e)
 	if d.logs != nil {
-		d.logs.event(v.n, e)
+		d.logs.Event(e)
 	}
 	d.note(v, e)
 	if _, quiet := d.view.(quietView); e.Kind == Log && !quiet {
@@ -254,8 +254,8 @@ func (d *Display) note(v *vertex, e Event) {
 // maxParts bounds the parts of a vertex that are remembered.
 const maxParts = 256
 
-// Close shows what is left, waits until all is written, and closes the logs.
-// Events that come later are dropped. The error is the first one of writing.
+// Close shows what is left and waits until all is written. Events that come
+// later are dropped. The error is the first one of writing.
 func (d *Display) Close() error {
 	d.mu.Lock()
 	if d.closed {
@@ -264,13 +264,7 @@ func (d *Display) Close() error {
 	}
 	d.closed = true
 	d.mu.Unlock()
-	err := d.view.close(d)
-	if d.logs != nil {
-		if lerr := d.logs.close(); err == nil {
-			err = lerr
-		}
-	}
-	return err
+	return d.view.close(d)
 }
 
 // NumberOf returns the number by which the failed vertex of that name is shown,

@@ -228,7 +228,7 @@ func TestBrokenWriter(t *testing.T) {
 
 func TestEventsFromManyGoroutines(t *testing.T) {
 	t.Parallel()
-	logs, err := OpenLogs(t.TempDir(), LogLimits{})
+	logs, err := OpenLogs(t.TempDir(), 1<<30)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -263,7 +263,7 @@ func TestEventsFromManyGoroutines(t *testing.T) {
 func TestLogs(t *testing.T) {
 	t.Parallel()
 	root := t.TempDir()
-	logs, err := OpenLogs(root, LogLimits{Step: 19})
+	logs, err := OpenLogs(root, 19)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -283,92 +283,73 @@ func TestLogs(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if n := bytes.Count(b, []byte("\n")); n != len(aBuild)-3 {
-		t.Errorf("%d events are kept, want all %d but the 3 of output", n, len(aBuild))
+	if n := bytes.Count(b, []byte("\n")); n != len(aBuild)-2 {
+		t.Errorf("%d events are kept, want all %d but two of the output, of which no more is kept", n, len(aBuild))
 	}
 	if !bytes.Contains(b, []byte(`{"n":4,"time":"2026-01-02T03:04:25Z","kind":"done","vertex":"r","error":"exit code: 2"}`)) {
 		t.Errorf("the failure is not among the events:\n%s", b)
 	}
 }
 
-func TestOldLogsGo(t *testing.T) {
+// What is kept can be played again.
+func TestReadLogs(t *testing.T) {
 	t.Parallel()
-	root := t.TempDir()
-	for i := range 5 {
-		dir := filepath.Join(root, fmt.Sprintf("2020010%dT000000.000Z-x", i+1))
-		if err := os.MkdirAll(dir, 0o700); err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(filepath.Join(dir, "1.log"), make([]byte, 100), 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	running, err := OpenLogs(root, LogLimits{})
+	logs, err := OpenLogs(t.TempDir(), 1<<20)
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer running.close()
-	if err := os.Rename(running.dir, filepath.Join(root, "2019")); err != nil { // the oldest by its name
+	for _, e := range aBuild {
+		logs.Event(e)
+	}
+	if !LogsBusy(logs.Dir()) {
+		t.Error("nobody could tell that the build is under way")
+	}
+	want := Counts{Vertices: 4, Cached: 1, Completed: 2, Warnings: 1}
+	if diff := cmp.Diff(want, logs.Counts()); diff != "" {
+		t.Errorf("counts (-want +got):\n%s", diff)
+	}
+	if err := logs.Close(); err != nil {
 		t.Fatal(err)
 	}
-	l, err := OpenLogs(root, LogLimits{Builds: 4, Bytes: 250})
-	if err != nil {
+	if LogsBusy(logs.Dir()) {
+		t.Error("a build that ended is taken for one under way")
+	}
+	var got []Event
+	if err := ReadLogs(logs.Dir(), func(n int, e Event) error {
+		e.Data = bytes.Clone(e.Data)
+		got = append(got, e)
+		return nil
+	}); err != nil {
 		t.Fatal(err)
 	}
-	if err := NewDisplay(io.Discard, Options{Mode: Quiet, Logs: l}).Close(); err != nil {
-		t.Fatal(err)
+	if diff := cmp.Diff(aBuild, got); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
 	}
-	entries, err := os.ReadDir(root)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var got []string
-	for _, e := range entries {
-		got = append(got, e.Name())
-	}
-	want := []string{"2019", "20200104T000000.000Z-x", "20200105T000000.000Z-x", filepath.Base(l.dir)}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("logs left (-want +got):\n%s", diff)
-	}
-	running.root = t.TempDir() // its directory was moved: there is nothing to prune
 }
 
-// TestOldLogsStay: a build that says little has nothing to remove, unless there
-// are too many.
-func TestOldLogsStay(t *testing.T) {
+// Small writes are not worth an event each.
+func TestLogsJoinOutput(t *testing.T) {
 	t.Parallel()
-	root := t.TempDir()
-	limits := LogLimits{Builds: 16, Bytes: 16 << 10}
-	count := func(output int) int {
-		t.Helper()
-		l, err := OpenLogs(root, limits)
-		if err != nil {
-			t.Fatal(err)
-		}
-		d := NewDisplay(io.Discard, Options{Mode: Quiet, Logs: l})
-		d.Event(Event{Kind: Start, Vertex: "v", Name: "RUN"})
-		d.Event(Event{Kind: Log, Vertex: "v", Data: make([]byte, output)})
-		if err := d.Close(); err != nil {
-			t.Fatal(err)
-		}
-		entries, err := os.ReadDir(root)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return len(entries)
+	logs, err := OpenLogs(t.TempDir(), 1<<20)
+	if err != nil {
+		t.Fatal(err)
 	}
-	for i := range 18 {
-		if n := count(1); n != i+1 {
-			t.Errorf("%d logs after %d builds", n, i+1)
-		}
+	for i := range 1000 {
+		logs.Event(Event{Time: at(float64(i) / 1000), Kind: Log, Vertex: "v", Stream: 1, Data: []byte("y\n")})
 	}
-	if n := count(1); n != 16 {
-		t.Errorf("%d logs are left of too many", n)
+	if err := logs.Close(); err != nil {
+		t.Fatal(err)
 	}
-	for i, want := range []int{16, 16, 2} { // the builds that are over count
-		if n := count(12 << 10); n != want {
-			t.Errorf("%d logs are left after %d that were large, want %d", n, i+1, want)
-		}
+	events, bytes := 0, 0
+	if err := ReadLogs(logs.Dir(), func(n int, e Event) error {
+		events++
+		bytes += len(e.Data)
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if events > 11 || bytes != 2000 {
+		t.Errorf("%d events with %d bytes, want 10 with 2000", events, bytes)
 	}
 }
 
@@ -415,7 +396,7 @@ func (n *countingWriter) Write(p []byte) (int, error) {
 func BenchmarkLog(b *testing.B) {
 	for _, m := range []Mode{Quiet, Plain, TTY} {
 		b.Run(string(m), func(b *testing.B) {
-			logs, err := OpenLogs(b.TempDir(), LogLimits{})
+			logs, err := OpenLogs(b.TempDir(), 1<<30)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -1,68 +1,94 @@
 package progress
 
 import (
+	"bufio"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-	"slices"
-	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-// Logs keeps what a build said in a directory of its own: "events.jsonl" has
-// every event but output, and "<n>.log" the output of the vertex that displays
-// show as #n, byte for byte. The directory's name begins with the time.
+// Logs keeps what a build said in a directory: "events.jsonl" has every event
+// but the bytes of output, and "<n>.log" the output of the vertex that displays
+// show as #n, byte for byte. An event of output tells from which byte of that
+// file on it was written at what time and to which stream.
 type Logs struct {
-	root, dir string
-	limits    LogLimits
-	events    *os.File // locked, as a sign that the build is under way
-	steps     map[int]*stepLog
-	written   int64 // bytes, of all files
-	err       error
+	dir   string
+	limit int64 // of a step's output
+
+	mu       sync.Mutex
+	events   *os.File // locked, as a sign that the build is under way; nil when closed
+	steps    map[int]*stepLog
+	vertices map[string]int
+	written  int64 // bytes, of all files
+	counts   Counts
+	err      error
 }
 
-// LogLimits bounds logs. The zero value is the default. Builds and Bytes may be
-// exceeded by an eighth: old logs are not looked at after every build.
-type LogLimits struct {
-	Builds int   // how many builds' logs are kept; 0 is 100
-	Bytes  int64 // in all, of builds that are over; 0 is 256 MiB
-	Step   int64 // of one step; 0 is 1 GiB. What is beyond is not kept.
+// Counts are numbers of vertices, internal ones not among them, and warnings.
+type Counts struct {
+	Vertices  int // that ran or were cached
+	Cached    int
+	Completed int // the cached ones included
+	Warnings  int
 }
 
-func (l LogLimits) withDefaults() LogLimits {
-	if l.Builds == 0 {
-		l.Builds = 100
+// count takes note of an event.
+func (c *Counts) count(e Event, s *stepLog) {
+	switch {
+	case e.Kind == Warning:
+		c.Warnings++
+	case e.Vertex == "" || e.Internal || s.internal:
+		s.internal = true
+	case e.Kind == Start || e.Kind == Cached:
+		if !s.counted {
+			s.counted = true
+			c.Vertices++
+		}
+		if e.Kind == Cached {
+			c.Cached++
+			c.Completed++
+		}
+	case e.Kind == Done && e.Error == "":
+		c.Completed++
 	}
-	if l.Bytes == 0 {
-		l.Bytes = 256 << 20
-	}
-	if l.Step == 0 {
-		l.Step = 1 << 30
-	}
-	return l
 }
 
 // stepLog is a step's log file; f is nil when it is closed.
 type stepLog struct {
-	f    *os.File
-	n    int64
-	full bool
+	f     *os.File
+	n     int64
+	full  bool
+	marks int
+	mark  Event // the last one of output that was told of
+
+	internal, counted bool
 }
 
-// OpenLogs makes a directory in root for the logs of a build that begins now.
-func OpenLogs(root string, limits LogLimits) (*Logs, error) {
-	if err := os.MkdirAll(root, 0o700); err != nil {
-		return nil, err
-	}
-	dir, err := os.MkdirTemp(root, time.Now().UTC().Format("20060102T150405.000Z-"))
-	if err != nil {
-		return nil, err
-	}
+const (
+	// Output is told of in events at most this often, and so many times for
+	// a step, unless it comes from the other stream.
+	markEvery = 100 * time.Millisecond
+	maxMarks  = 10_000
+)
+
+// keptEvent is a line of events.jsonl.
+type keptEvent struct {
+	N int `json:"n,omitempty"`
+	Event
+}
+
+const eventsFile = "events.jsonl"
+
+// OpenLogs begins to keep logs in dir, of each step no more than limit bytes.
+func OpenLogs(dir string, limit int64) (*Logs, error) {
 	f, err := os.OpenFile(filepath.Join(dir, eventsFile), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
 	if err != nil {
 		return nil, err
@@ -70,49 +96,78 @@ func OpenLogs(root string, limits LogLimits) (*Logs, error) {
 	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
 		return nil, errors.Join(fmt.Errorf("lock %s: %w", f.Name(), err), f.Close())
 	}
-	return &Logs{root: root, dir: dir, limits: limits.withDefaults(), events: f, steps: map[int]*stepLog{}}, nil
+	return &Logs{dir: dir, limit: limit, events: f, steps: map[int]*stepLog{}, vertices: map[string]int{}}, nil
 }
 
-const eventsFile = "events.jsonl"
-
-// Dir is the build's directory.
+// Dir is the directory.
 func (l *Logs) Dir() string { return l.dir }
 
 // Path is the file of the vertex with the number n, whether or not it wrote
-// anything; see Display.Number.
-func (l *Logs) Path(n int) string { return filepath.Join(l.dir, fmt.Sprintf("%d.log", n)) }
+// anything; see Display.NumberOf.
+func (l *Logs) Path(n int) string { return filepath.Join(l.dir, logName(n)) }
 
-// event keeps an event of vertex n. The first error ends the keeping, and comes
-// from close: a build does not fail for its logs.
-func (l *Logs) event(n int, e Event) {
-	if l.err != nil {
-		return
-	}
-	if e.Kind == Log {
-		l.err = l.output(n, e.Data)
-		return
-	}
-	b, err := json.Marshal(struct {
-		N int `json:"n,omitempty"`
-		Event
-	}{n, e})
-	if err == nil {
-		l.written += int64(len(b)) + 1
-		_, err = l.events.Write(append(b, '\n'))
-	}
-	l.err = err
-	if s := l.steps[n]; e.Kind == Done && s != nil && s.f != nil {
-		l.err = errors.Join(l.err, s.f.Close())
-		s.f = nil
-	}
+func logName(n int) string { return fmt.Sprintf("%d.log", n) }
+
+// Written is how many bytes were kept so far.
+func (l *Logs) Written() int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.written
 }
 
-func (l *Logs) output(n int, data []byte) error {
+// Counts are the numbers so far.
+func (l *Logs) Counts() Counts {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.counts
+}
+
+// Event keeps an event. It is a Func. Vertices are numbered from 1 as they are
+// first heard of, as a Display does. The first error ends the keeping, and comes
+// from Close: a build does not fail for its logs.
+func (l *Logs) Event(e Event) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	n := 0
+	if e.Vertex != "" {
+		if n = l.vertices[e.Vertex]; n == 0 {
+			n = len(l.vertices) + 1
+			l.vertices[e.Vertex] = n
+		}
+	}
 	s := l.steps[n]
 	if s == nil {
 		s = &stepLog{}
 		l.steps[n] = s
 	}
+	l.counts.count(e, s)
+	if l.err != nil || l.events == nil {
+		return
+	}
+	if e.Time.IsZero() {
+		e.Time = time.Now()
+	}
+	if e.Kind == Log {
+		l.err = l.output(n, s, e)
+		return
+	}
+	l.err = l.keep(n, e)
+	if e.Kind == Done && s.f != nil {
+		l.err = errors.Join(l.err, s.f.Close())
+		s.f = nil
+	}
+}
+
+func (l *Logs) keep(n int, e Event) error {
+	b, err := json.Marshal(keptEvent{n, e})
+	if err == nil {
+		l.written += int64(len(b)) + 1
+		_, err = l.events.Write(append(b, '\n'))
+	}
+	return err
+}
+
+func (l *Logs) output(n int, s *stepLog, e Event) error {
 	if s.full {
 		return nil
 	}
@@ -123,10 +178,18 @@ func (l *Logs) output(n int, data []byte) error {
 		}
 		s.f = f
 	}
-	if s.n+int64(len(data)) > l.limits.Step {
+	if s.marks == 0 || s.marks < maxMarks && (e.Stream != s.mark.Stream || e.Time.Sub(s.mark.Time) >= markEvery) {
+		s.marks++
+		s.mark = Event{Time: e.Time, Kind: Log, Vertex: e.Vertex, Stream: e.Stream, Current: s.n}
+		if err := l.keep(n, s.mark); err != nil {
+			return err
+		}
+	}
+	data := e.Data
+	if s.n+int64(len(data)) > l.limit {
 		s.full = true
-		data = fmt.Appendf(data[:l.limits.Step-s.n:l.limits.Step-s.n],
-			"\n[strake keeps %s of a step's output: the rest is not in this file]\n", Bytes(l.limits.Step))
+		data = fmt.Appendf(data[:l.limit-s.n:l.limit-s.n],
+			"\n[strake keeps %s of a step's output: the rest is not in this file]\n", Bytes(l.limit))
 	}
 	s.n += int64(len(data))
 	l.written += int64(len(data))
@@ -134,8 +197,13 @@ func (l *Logs) output(n int, data []byte) error {
 	return err
 }
 
-// close closes the files and removes the oldest builds that are too many.
-func (l *Logs) close() error {
+// Close ends the keeping, and returns the first error of it.
+func (l *Logs) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.events == nil {
+		return nil
+	}
 	errs := []error{l.err}
 	for _, s := range l.steps {
 		if s.f != nil {
@@ -143,54 +211,100 @@ func (l *Logs) close() error {
 			s.f = nil
 		}
 	}
-	errs = append(errs, l.prune(), l.events.Close())
+	errs = append(errs, l.events.Close())
+	l.events = nil
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("keep logs in %s: %w", l.dir, err)
 	}
 	return nil
 }
 
-// prune removes old logs, the oldest first, but those of builds under way.
-func (l *Logs) prune() error {
-	names, err := os.ReadDir(l.root)
-	if err != nil {
-		return err
-	}
-	builds := l.limits.Builds
-	if len(names) <= builds+builds/8 && l.written <= l.limits.Bytes/int64(builds) {
-		return nil // if every build is like this one, none is too many
-	}
-	slices.SortFunc(names, func(a, b fs.DirEntry) int { return strings.Compare(b.Name(), a.Name()) })
-	var total int64
-	var errs []error
-	for i, e := range names {
-		dir := filepath.Join(l.root, e.Name())
-		if !e.IsDir() || dir == l.dir {
-			continue
-		}
-		files, err := os.ReadDir(dir)
-		if err != nil {
-			continue // another process was faster
-		}
-		for _, f := range files {
-			if info, err := f.Info(); err == nil {
-				total += info.Size()
-			}
-		}
-		if i < l.limits.Builds && total <= l.limits.Bytes || busy(dir) {
-			continue
-		}
-		errs = append(errs, os.RemoveAll(dir))
-	}
-	return errors.Join(errs...)
-}
-
-// busy reports whether the build that writes to dir is under way.
-func busy(dir string) bool {
+// LogsBusy reports whether the build that writes to dir is under way.
+func LogsBusy(dir string) bool {
 	f, err := os.Open(filepath.Join(dir, eventsFile))
 	if err != nil {
 		return false
 	}
 	defer f.Close()
 	return unix.Flock(int(f.Fd()), unix.LOCK_SH|unix.LOCK_NB) != nil
+}
+
+// ReadLogs calls fn for the events in dir with the numbers of their vertices,
+// in the order in which they came. Output comes in pieces of at most 32 KiB,
+// whose Data is good until fn returns.
+func ReadLogs(dir string, fn func(n int, e Event) error) error {
+	// Where the output that an event tells of ends, its successor tells.
+	marks := map[int][]int64{}
+	err := eachKept(dir, func(k keptEvent) error {
+		if k.Kind == Log {
+			marks[k.N] = append(marks[k.N], k.Current)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return eachKept(dir, func(k keptEvent) error {
+		if k.Kind != Log {
+			return fn(k.N, k.Event)
+		}
+		end := int64(-1)
+		if rest := marks[k.N]; len(rest) > 1 {
+			end, marks[k.N] = rest[1], rest[1:]
+		}
+		return readOutput(filepath.Join(dir, logName(k.N)), end, k, fn)
+	})
+}
+
+func eachKept(dir string, fn func(keptEvent) error) error {
+	f, err := os.Open(filepath.Join(dir, eventsFile))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	lines := bufio.NewScanner(f)
+	lines.Buffer(nil, 4<<20)
+	for lines.Scan() {
+		var k keptEvent
+		if json.Unmarshal(lines.Bytes(), &k) != nil {
+			continue // torn, or being written
+		}
+		if err := fn(k); err != nil {
+			return err
+		}
+	}
+	return lines.Err()
+}
+
+func readOutput(path string, end int64, k keptEvent, fn func(int, Event) error) error {
+	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	var r io.Reader = io.NewSectionReader(f, k.Current, 1<<62)
+	if end >= 0 {
+		r = io.LimitReader(r, end-k.Current)
+	}
+	e := k.Event
+	e.Current = 0
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		if n > 0 {
+			e.Data = buf[:n]
+			if err := fn(k.N, e); err != nil {
+				return err
+			}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }

@@ -168,7 +168,10 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	}
 	b.Slots = o.parallel
 	b.Git.Token = secrets
-	display, err := e.display(o.displayOptions, s)
+	metadata := map[string]any{}
+	rec := o.record(contextArg, popts, outputs, s, e)
+	defer func() { rec.end(err, metadata) }()
+	display, err := e.display(o.displayOptions, rec.logs())
 	if err != nil {
 		return err
 	}
@@ -205,7 +208,6 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		images = append(images, export.Image{Target: r.Target, Tree: r.Tree, Sources: r.Sources, Blobs: r.Blobs})
 	}
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Registry: s.client, Stdout: e.stdout, Progress: display.Event}
-	metadata := map[string]any{}
 	for _, out := range outputs {
 		response, err := x.Export(ctx, images, out)
 		if err != nil {

@@ -17,8 +17,9 @@ func (o *displayOptions) addFlags(f *pflag.FlagSet, quiet string) {
 	f.BoolVarP(&o.quiet, "quiet", "q", false, quiet)
 }
 
-// display starts to show events on stderr. Logs of s are kept if there is one.
-func (e *env) display(o displayOptions, s *store) (*progress.Display, error) {
+// display starts to show events on stderr, and to keep them in logs if that is
+// not nil.
+func (e *env) display(o displayOptions, logs *progress.Logs) (*progress.Display, error) {
 	mode, err := progress.ParseMode(o.progress)
 	if err != nil {
 		return nil, usagef("--progress: %w", err)
@@ -30,18 +31,13 @@ func (e *env) display(o displayOptions, s *store) (*progress.Display, error) {
 	if mode == progress.TTY && size == nil {
 		return nil, usagef("--progress tty: stderr is no terminal")
 	}
-	opts := progress.Options{Mode: mode, Size: size, Color: e.getenv("NO_COLOR") == ""}
+	opts := progress.Options{Mode: mode, Size: size, Color: e.getenv("NO_COLOR") == "", Logs: logs}
 	e.printed = mode == progress.Plain || mode == progress.Auto && size == nil
-	if s != nil {
-		if opts.Logs, err = progress.OpenLogs(s.Path("logs"), progress.LogLimits{}); err != nil {
-			e.warnf("no logs are kept: %v", err)
-		}
-	}
 	d := progress.NewDisplay(e.stderr, opts)
-	if opts.Logs != nil {
+	if logs != nil {
 		e.logFile = func(step string) string {
 			if n := d.NumberOf(step); n > 0 {
-				return opts.Logs.Path(n)
+				return logs.Path(n)
 			}
 			return ""
 		}

@@ -85,6 +85,7 @@ var allowed = []struct {
 	{"registry", []string{"layers/blob", "progress", "internal/manifest"}},
 	{"registry/...", []string{"registry", "layers/...", "progress", "internal/manifest"}},
 	{"state/gc", []string{"state", "layers/...", "cache"}},
+	{"state/builds", []string{"state", "progress"}},
 	{"builder/source/...", []string{"layers/...", "plan", "progress", "state", "builder/source/...", "internal/flight"}},
 	{"builder/file", []string{"layers/...", "plan"}},
 	{"builder/export", []string{"plan", "layers/...", "progress", "registry", "registry/..."}},
