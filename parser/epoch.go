@@ -19,13 +19,13 @@ import (
 // named context, or a stage that adds one source to scratch and does no more.
 func (t *target) epochOf(ctx context.Context, name string) (*time.Time, error) {
 	step, err := t.epochSource(name)
-	if err != nil || step == nil || t.o.EpochOf == nil {
+	if err != nil || t.o.EpochOf == nil {
 		return nil, err
 	}
 	return t.o.EpochOf(ctx, step)
 }
 
-// epochSource is the step of that source; nil if it has no time.
+// epochSource is the step of that source; nil if it is a directory.
 func (t *target) epochSource(name string) (*plan.Step, error) {
 	if name == "context" {
 		return t.o.Contexts["context"].Step, nil

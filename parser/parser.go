@@ -112,7 +112,8 @@ type Options struct {
 	Epoch *time.Time
 	// EpochOf tells the time of a source, where SOURCE_DATE_EPOCH names one
 	// (a context, or a stage that only adds one): that of a commit, or when a
-	// file was changed. nil, or a nil time: there is none.
+	// file was changed. A nil step stands for a context that is a directory of
+	// the user. nil, or a nil time: there is none.
 	EpochOf func(ctx context.Context, step *plan.Step) (*time.Time, error)
 	// Resolve looks a base image up. It may be called from several
 	// goroutines, once for each reference and platform. ref is normalised, or

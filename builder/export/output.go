@@ -152,6 +152,13 @@ func (o *Output) set(key, value string) (err error) {
 		o.Pack.Docker = !oci
 	case "rewrite-timestamp":
 		flag(&o.RewriteTimes)
+	case "source-date-epoch":
+		n, perr := strconv.ParseInt(value, 10, 64)
+		if perr != nil {
+			return fmt.Errorf("%s=%s: it is a number of seconds since 1970", key, value)
+		}
+		t := time.Unix(n, 0).UTC()
+		o.Epoch = &t
 	default:
 		if k, ok := strings.CutPrefix(key, "annotation."); ok && k != "" {
 			if o.Annotations == nil {
@@ -160,7 +167,7 @@ func (o *Output) set(key, value string) (err error) {
 			o.Annotations[k] = value
 			return nil
 		}
-		return fmt.Errorf("%s is not supported; supported are type, dest, name, push, tar, compression, compression-level, force-compression, oci-mediatypes, rewrite-timestamp and annotation.<key>", key)
+		return fmt.Errorf("%s is not supported; supported are type, dest, name, push, tar, compression, compression-level, force-compression, oci-mediatypes, rewrite-timestamp, source-date-epoch and annotation.<key>", key)
 	}
 	return err
 }
@@ -170,7 +177,7 @@ func (o *Output) set(key, value string) (err error) {
 func (o *Output) takes(key string) bool {
 	switch o.Type {
 	case TypeLocal, TypeTar:
-		return key == "type" || key == "dest" || key == "rewrite-timestamp"
+		return key == "type" || key == "dest" || key == "rewrite-timestamp" || key == "source-date-epoch"
 	case TypeImage, TypeRegistry:
 		return key != "dest" && key != "tar"
 	}

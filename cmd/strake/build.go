@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
 	"strings"
 	"time"
 
@@ -51,6 +50,8 @@ type buildOptions struct {
 	ssh           []string
 	allow         []string
 	parallel      int
+
+	sourceDateEpoch string
 }
 
 func (o *buildOptions) addFlags(f *pflag.FlagSet) {
@@ -76,6 +77,7 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.secrets, "secret", nil, "a secret for RUN --mount=type=secret: `id=ID,src=FILE` or id=ID,env=NAME")
 	f.StringArrayVar(&o.ssh, "ssh", nil, "an SSH agent for RUN --mount=type=ssh: `default` or ID=SOCKET")
 	f.StringSliceVar(&o.allow, "allow", nil, "permit RUN steps what they ask for: network.host, security.insecure")
+	f.StringVar(&o.sourceDateEpoch, "source-date-epoch", "", "how old the image is: `SECONDS` since 1970, or context, the time of its commit or newest file")
 	f.IntVar(&o.parallel, "parallel", 0, "how many steps run at once (default 16 and two for each processor)")
 	o.registryOptions.addFlags(f)
 	o.sandboxOptions.addFlags(f)
@@ -188,6 +190,7 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		return err
 	}
 	popts.Contexts, popts.Exclude, popts.IgnoreFile = in.contexts, in.exclude, in.ignoreFile
+	popts.EpochOf = epochOf(in, b)
 	popts.Resolve = resolver(b, o.pull, display.Event)
 	build, err := file.Plan(ctx, popts)
 	if err != nil {
@@ -209,6 +212,9 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	}
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Registry: s.client, Stdout: e.stdout, Progress: display.Event}
 	for _, out := range outputs {
+		if out.Epoch == nil && len(images) > 0 {
+			out.Epoch = images[0].Target.Image.Created
+		}
 		response, err := x.Export(ctx, images, out)
 		if err != nil {
 			return err
@@ -263,29 +269,14 @@ func (o buildOptions) parserOptions(e *env) (parser.Options, error) {
 	if p.Hosts, err = parseHosts(o.hosts); err != nil {
 		return p, err
 	}
-	if p.Epoch, err = o.epoch(e); err != nil {
+	epoch, err := o.epoch(e)
+	if err != nil {
 		return p, err
 	}
+	if epoch != "" {
+		p.Args[epochArg] = epoch
+	}
 	return p, o.resourceOptions.apply(&p)
-}
-
-// epoch is SOURCE_DATE_EPOCH, from --build-arg or the environment.
-func (o buildOptions) epoch(e *env) (*time.Time, error) {
-	s := e.getenv("SOURCE_DATE_EPOCH")
-	for _, a := range o.args {
-		if v, ok := strings.CutPrefix(a, "SOURCE_DATE_EPOCH="); ok {
-			s = v
-		}
-	}
-	if s == "" {
-		return nil, nil
-	}
-	n, err := strconv.ParseInt(s, 10, 64)
-	if err != nil {
-		return nil, usagef("SOURCE_DATE_EPOCH=%s: it is a number of seconds since 1970", s)
-	}
-	t := time.Unix(n, 0).UTC()
-	return &t, nil
 }
 
 func (o resourceOptions) apply(p *parser.Options) (err error) {
@@ -364,10 +355,6 @@ func (o buildOptions) parseOutputs(e *env) ([]export.Output, error) {
 	if len(outputs) == 0 || images == 0 && (o.push || o.load) {
 		outputs = append(outputs, export.Output{Type: export.TypeImage, Push: o.push, Tar: true})
 	}
-	epoch, err := o.epoch(e)
-	if err != nil {
-		return nil, err
-	}
 	annotations := map[string]string{}
 	for _, a := range o.annotations {
 		k, v, err := splitPair("annotation", strings.TrimPrefix(a, "manifest:"))
@@ -382,7 +369,6 @@ func (o buildOptions) parseOutputs(e *env) ([]export.Output, error) {
 	stdout, named := 0, false
 	for i := range outputs {
 		out := &outputs[i]
-		out.Epoch = epoch
 		if out.Type != export.TypeLocal && out.Type != export.TypeTar {
 			if len(out.Names) == 0 {
 				out.Names = names

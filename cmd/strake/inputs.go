@@ -15,9 +15,11 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/builder/source"
+	"github.com/strake-build/strake/builder/source/gitsource"
 	"github.com/strake-build/strake/layers/compress"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/parser/ignore"
@@ -32,7 +34,10 @@ type inputs struct {
 	ignoreFile string
 	contexts   map[string]parser.Context
 	locals     map[string]builder.Local
-	closers    []func() error
+	// changed tells when the main context was changed last; the zero time if
+	// that is not known.
+	changed func(context.Context) (time.Time, error)
+	closers []func() error
 }
 
 func (in *inputs) close() error {
@@ -89,6 +94,15 @@ func openInputs(ctx context.Context, o buildOptions, arg string, index *source.I
 	}
 	if err := in.addContext("context", dir, index); err != nil {
 		return nil, err
+	}
+	if in.changed == nil {
+		in.changed = func(ctx context.Context) (time.Time, error) {
+			git := gitsource.Client{Env: e.gitEnv()}
+			if at := git.HeadTime(ctx, dir); !at.IsZero() {
+				return at, nil
+			}
+			return in.locals["context"].Dir.Newest()
+		}
 	}
 	for _, c := range o.contexts {
 		name, value, err := splitPair("build-context", c)
@@ -307,8 +321,12 @@ func (in *inputs) unpack(ctx context.Context, from io.Reader, dir, name string, 
 		return fmt.Errorf("read the context from %s: %w", name, err)
 	}
 	if isTar(head) {
-		if err := untar(ctx, dir, r); err != nil {
+		newest, err := untar(ctx, dir, r)
+		if err != nil {
 			return fmt.Errorf("read the context from %s: %w", name, err)
+		}
+		if in.changed == nil {
+			in.changed = func(context.Context) (time.Time, error) { return newest, nil }
 		}
 		return nil
 	}
@@ -337,35 +355,39 @@ func isTar(head []byte) bool {
 const maxContextFiles = 10_000_000
 
 // untar unpacks an archive of a context: files, directories and links, nothing
-// of which leaves dir. Owners and times mean nothing in a context.
-func untar(ctx context.Context, dir string, r io.Reader) error {
+// of which leaves dir. Owners and times mean nothing in a context, but for the
+// time of the newest file, which it returns.
+func untar(ctx context.Context, dir string, r io.Reader) (newest time.Time, err error) {
 	root, err := os.OpenRoot(dir)
 	if err != nil {
-		return err
+		return newest, err
 	}
 	defer root.Close()
 	tr := tar.NewReader(r)
 	buf := make([]byte, 256<<10)
 	for n := 0; ; n++ {
 		if ctx.Err() != nil {
-			return context.Cause(ctx)
+			return newest, context.Cause(ctx)
 		}
 		h, err := tr.Next()
 		if err == io.EOF {
-			return nil
+			return newest, nil
 		}
 		if err != nil {
-			return err
+			return newest, err
 		}
 		if n == maxContextFiles {
-			return fmt.Errorf("more than %d files", n)
+			return newest, fmt.Errorf("more than %d files", n)
+		}
+		if h.Typeflag == tar.TypeReg && h.ModTime.After(newest) {
+			newest = h.ModTime.UTC()
 		}
 		name := strings.TrimPrefix(path.Clean("/"+h.Name), "/")
 		if name == "" {
 			continue
 		}
 		if err := untarEntry(root, name, h, tr, buf); err != nil {
-			return fmt.Errorf("%s: %w", h.Name, err)
+			return newest, fmt.Errorf("%s: %w", h.Name, err)
 		}
 	}
 }

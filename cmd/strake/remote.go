@@ -59,15 +59,24 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 		if err != nil {
 			return "", err
 		}
+		in.changed = func(ctx context.Context) (time.Time, error) {
+			at := *op
+			at.Ref = commit
+			return gitTime(ctx, b, &at)
+		}
 		return dir, b.Git.Checkout(ctx, op, commit, dir)
 	}
 	fetched, err := in.tempDir(s, "fetch-")
 	if err != nil {
 		return "", err
 	}
-	entries, err := b.HTTP.Fetch(ctx, &plan.HTTP{URL: arg, Filename: "context"}, fetched)
+	remote := &plan.HTTP{URL: arg, Filename: "context"}
+	entries, err := b.HTTP.Fetch(ctx, remote, fetched)
 	if err != nil {
 		return "", err
+	}
+	if at, err := b.HTTP.LastModified(ctx, remote); err == nil && !at.IsZero() {
+		in.changed = func(context.Context) (time.Time, error) { return at, nil }
 	}
 	if len(entries) != 1 {
 		return "", errors.New("not one file")

@@ -47,7 +47,7 @@ func tarOf(t *testing.T, entries []entry) *bytes.Buffer {
 func TestUntar(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	err := untar(t.Context(), dir, tarOf(t, []entry{
+	_, err := untar(t.Context(), dir, tarOf(t, []entry{
 		{name: "./", dir: true, mode: 0o755},
 		{name: "./Dockerfile", data: "FROM x", mode: 0o644},
 		{name: "deep/in/it", data: "1", mode: 0o755},
@@ -94,7 +94,7 @@ func TestArchiveLinks(t *testing.T) {
 		"a directory of it": {"", []entry{{name: "Dockerfile", dir: true}}, ""},
 	} {
 		dir := t.TempDir()
-		if err := untar(t.Context(), dir, tarOf(t, c.entries)); err != nil {
+		if _, err := untar(t.Context(), dir, tarOf(t, c.entries)); err != nil {
 			t.Fatal(err)
 		}
 		in := &inputs{}

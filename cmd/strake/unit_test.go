@@ -280,7 +280,7 @@ func TestUntarStaysInside(t *testing.T) {
 		if err := os.Mkdir(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
-		err := untar(t.Context(), dir, tarOf(t, entries))
+		_, err := untar(t.Context(), dir, tarOf(t, entries))
 		left, rerr := os.ReadDir(parent)
 		if rerr != nil {
 			t.Fatal(rerr)

@@ -1,13 +1,11 @@
 package buildkitapi
 
 import (
-	"archive/tar"
 	"context"
-	"errors"
-	"io"
 	"os"
 	"time"
 
+	"github.com/strake-build/strake/builder/source"
 	"github.com/strake-build/strake/layers/compress"
 	"github.com/strake-build/strake/plan"
 )
@@ -16,6 +14,9 @@ import (
 // of the newest file in it if it is an archive. It is nil if there is none.
 func (j *job) epochOf(ctx context.Context, step *plan.Step) (*time.Time, error) {
 	b := j.s.o.Builder
+	if step == nil {
+		return nil, nil // the client's directory has no time, as in BuildKit
+	}
 	switch op := step.Op.(type) {
 	case *plan.Git:
 		dir, err := b.Root.TempDir("epoch-")
@@ -56,17 +57,9 @@ func (j *job) newest(ref *reference, name string) (*time.Time, error) {
 		return nil, err
 	}
 	defer plain.Close()
-	var newest *time.Time
-	for r := tar.NewReader(plain); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) || errors.Is(err, tar.ErrHeader) && newest == nil {
-			return newest, nil
-		}
-		if err != nil {
-			return nil, err
-		}
-		if at := h.ModTime.UTC(); h.Typeflag == tar.TypeReg && (newest == nil || at.After(*newest)) {
-			newest = &at
-		}
+	newest, err := source.NewestInTar(plain)
+	if err != nil || newest.IsZero() {
+		return nil, err
 	}
+	return &newest, nil
 }

@@ -180,6 +180,38 @@ func (c *Client) Time(ctx context.Context, op *plan.Git, dir string) (time.Time,
 	return time.Unix(seconds, 0).UTC(), nil
 }
 
+// HeadTime is when the commit was made that the work tree around the directory
+// dir has checked out, and the zero time if there is no work tree, no commit or
+// no git. The repository is the user's: nothing of it is run, and nothing is
+// fetched for it.
+func (c *Client) HeadTime(ctx context.Context, dir string) time.Time {
+	offline := *c
+	offline.Token, offline.AllowFile = nil, false
+	g, err := offline.run(ctx, &plan.Git{}, dir, "GIT_NO_LAZY_FETCH=1", "GIT_ALLOW_PROTOCOL=none", "GIT_OPTIONAL_LOCKS=0")
+	if err != nil {
+		return time.Time{}
+	}
+	// No porcelain: it could run what the repository's configuration names.
+	commit, err := g("cat-file", "commit", "HEAD")
+	if err != nil {
+		return time.Time{}
+	}
+	head, _, _ := strings.Cut(commit, "\n\n")
+	for line := range strings.Lines(head) {
+		// committer NAME <ADDRESS> SECONDS ZONE
+		if who, ok := strings.CutPrefix(line, "committer "); ok {
+			fields := strings.Fields(who[strings.LastIndexByte(who, '>')+1:])
+			if len(fields) != 2 {
+				break
+			}
+			if seconds, err := strconv.ParseInt(fields[0], 10, 64); err == nil {
+				return time.Unix(seconds, 0).UTC()
+			}
+		}
+	}
+	return time.Time{}
+}
+
 // Checkout puts the tree of a commit that Resolve returned into the empty
 // directory dir.
 func (c *Client) Checkout(ctx context.Context, op *plan.Git, commit, dir string) (err error) {
