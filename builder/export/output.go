@@ -136,13 +136,16 @@ func (o *Output) set(key, value string) (err error) {
 	case "compression":
 		o.Pack.Compression = compress.Algorithm(value)
 		switch o.Pack.Compression {
-		case compress.None, compress.Gzip, compress.Zstd:
+		case compress.None, compress.Gzip, compress.Zstd, compress.Estargz:
 		default:
-			return fmt.Errorf("compression %q is not one of uncompressed, gzip, zstd", value)
+			return fmt.Errorf("compression %q is not one of uncompressed, gzip, zstd, estargz", value)
 		}
 	case "compression-level":
 		if o.Pack.Level, err = strconv.Atoi(value); err != nil || o.Pack.Level < 0 {
 			return fmt.Errorf("%s=%s: it is a number", key, value)
+		}
+		if o.Pack.Level == 0 {
+			o.Pack.Level = compress.LevelZero
 		}
 	case "force-compression":
 		flag(&o.Pack.Force)
@@ -221,8 +224,13 @@ func (o Output) check(images int) error {
 	default:
 		return fmt.Errorf("output type %q is not one of %s", o.Type, strings.Join(types, ", "))
 	}
-	if o.Pack.Docker && o.Pack.Compression == compress.Zstd {
-		return fail("Docker's media types know no zstd: leave oci-mediatypes=false out")
+	switch c := o.Pack.Compression; {
+	case o.Pack.Docker && (c == compress.Zstd || c == compress.Estargz):
+		return fail("Docker's media types know no %s: leave oci-mediatypes=false out", c)
+	case c == compress.None && o.Pack.Level != 0:
+		return fail("compression-level: %s has no levels", c)
+	case o.Pack.Level > c.MaxLevel():
+		return fail("compression-level=%d: the highest of %s is %d", o.Pack.Level, c, c.MaxLevel())
 	}
 	return nil
 }

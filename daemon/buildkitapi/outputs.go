@@ -101,7 +101,7 @@ func (o *output) set(key, value string, oci *bool) (err error) {
 		return flag(oci)
 	case "compression":
 		switch c := compress.Algorithm(value); c {
-		case compress.None, compress.Gzip, compress.Zstd:
+		case compress.None, compress.Gzip, compress.Zstd, compress.Estargz:
 			o.Pack.Compression = c
 		default:
 			return fmt.Errorf("unsupported layer compression type %v", value)
@@ -109,6 +109,9 @@ func (o *output) set(key, value string, oci *bool) (err error) {
 	case "compression-level":
 		if o.Pack.Level, err = strconv.Atoi(value); err != nil {
 			return fmt.Errorf("non-int value %s specified for %s", value, key)
+		}
+		if o.Pack.Level == 0 {
+			o.Pack.Level = compress.LevelZero
 		}
 	case "force-compression":
 		return flag(&o.Pack.Force)

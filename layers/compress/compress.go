@@ -45,7 +45,7 @@ func (a Algorithm) MediaType() string {
 	switch a {
 	case None:
 		return ocispec.MediaTypeImageLayer
-	case Gzip, "":
+	case Gzip, Estargz, "":
 		return ocispec.MediaTypeImageLayerGzip
 	case Zstd:
 		return ocispec.MediaTypeImageLayerZstd
@@ -53,11 +53,23 @@ func (a Algorithm) MediaType() string {
 	return ""
 }
 
+// MaxLevel is the highest level of a, 0 if it has none.
+func (a Algorithm) MaxLevel() int {
+	switch a {
+	case None:
+		return 0
+	case Zstd:
+		return 22
+	}
+	return 9
+}
+
 // Options says how to compress. The zero value is gzip at its default level.
 type Options struct {
 	Algorithm Algorithm // "" is Gzip
 	// Level is 1 to 9 for gzip, 1 to 22 for zstd, of which the encoder knows
-	// four steps; 0 is the algorithm's default, 5 or 3.
+	// four steps; 0 is the algorithm's default, 5 or 3, and LevelZero the
+	// level of that number.
 	Level   int
 	Workers int // segments compressed at once; 0 is GOMAXPROCS; at most 16 count
 	// Segments caches compressed segments by content; nil for none.
@@ -94,14 +106,14 @@ func NewWriter(w io.Writer, o Options) (io.WriteCloser, error) {
 		}
 		return plain{w}, nil
 	case Gzip:
-		level, err := checkLevel(o, defaultGzip, 9)
+		level, err := checkLevel(o, defaultGzip)
 		if err != nil {
 			return nil, err
 		}
 		newEncoder := func() (encoder, error) { return newGzipEncoder(level) }
 		return newWriter(w, &gzipFrame{}, newEncoder, workers, o.Segments, segmentID(Gzip, level)), nil
 	case Zstd:
-		level, err := checkLevel(o, defaultZstd, 22)
+		level, err := checkLevel(o, defaultZstd)
 		if err != nil {
 			return nil, err
 		}
@@ -112,12 +124,18 @@ func NewWriter(w io.Writer, o Options) (io.WriteCloser, error) {
 	return nil, fmt.Errorf("unknown compression %q: want %s, %s or %s", o.Algorithm, Gzip, Zstd, None)
 }
 
-func checkLevel(o Options, standard, highest int) (int, error) {
+// LevelZero is level 0: gzip that only wraps, the fastest zstd.
+const LevelZero = -1
+
+func checkLevel(o Options, standard int) (int, error) {
 	if o.Level == 0 {
 		return standard, nil
 	}
-	if o.Level < 0 || o.Level > highest {
-		return 0, fmt.Errorf("compression level %d: want 1 to %d for %s", o.Level, highest, o.Algorithm)
+	if o.Level == LevelZero {
+		return 0, nil
+	}
+	if o.Level < 0 || o.Level > o.Algorithm.MaxLevel() {
+		return 0, fmt.Errorf("compression level %d: want 0 to %d for %s", o.Level, o.Algorithm.MaxLevel(), o.Algorithm)
 	}
 	return o.Level, nil
 }

@@ -192,6 +192,8 @@ func TestGolden(t *testing.T) {
 		{Options{Level: 9}, "288f11f3fa27dd6a"},
 		{Options{Algorithm: Zstd}, "378d68fe39daf2a3"},
 		{Options{Algorithm: Zstd, Level: 19}, "b9822aef585b736a"},
+		{Options{Level: LevelZero}, "4a32ad6d01d034bf"},
+		{Options{Algorithm: Zstd, Level: LevelZero}, "384530438f434508"},
 	} {
 		sum := sha256.Sum256(pack(t, data, c.o))
 		if got := hex.EncodeToString(sum[:8]); got != c.want {
@@ -248,9 +250,9 @@ func TestBadOptions(t *testing.T) {
 		o    Options
 		want string
 	}{
-		{Options{Level: 10}, "compression level 10: want 1 to 9 for gzip"},
-		{Options{Level: -1}, "compression level -1: want 1 to 9 for gzip"},
-		{Options{Algorithm: Zstd, Level: 23}, "compression level 23: want 1 to 22 for zstd"},
+		{Options{Level: 10}, "compression level 10: want 0 to 9 for gzip"},
+		{Options{Level: -2}, "compression level -2: want 0 to 9 for gzip"},
+		{Options{Algorithm: Zstd, Level: 23}, "compression level 23: want 0 to 22 for zstd"},
 		{Options{Algorithm: None, Level: 1}, "compression level 1: uncompressed has no levels"},
 		{Options{Algorithm: "lz4"}, `unknown compression "lz4": want gzip, zstd or uncompressed`},
 	} {

@@ -489,7 +489,7 @@ func (a *archive) verify(ctx context.Context, found []foundImages) error {
 		for _, img := range f.images {
 			for i, desc := range img.layers {
 				c := claim{desc.Digest, img.diffIDs[i]}
-				if done[c] || algorithm(desc.MediaType) == compress.None && c.blob == c.diffID || a.trusted(c.diffID, c.blob) {
+				if done[c] || algorithm(desc) == compress.None && c.blob == c.diffID || a.trusted(c.diffID, c.blob) {
 					continue
 				}
 				done[c] = true

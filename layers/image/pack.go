@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"runtime"
 	"slices"
 	"strconv"
@@ -83,11 +84,18 @@ func (o PackOptions) times() string {
 // on, as a key of snapshot.Layer.Variants; empty for the usual.
 func (o PackOptions) variant() string {
 	v := o.times()
-	if o.Level != 0 {
-		v = strings.TrimPrefix(fmt.Sprintf("%s,level=%d", v, o.Level), ",")
+	if o.Compression == compress.Estargz {
+		v += ",estargz"
 	}
-	return v
+	if o.Level != 0 {
+		v += fmt.Sprintf(",level=%d", o.Level)
+	}
+	return strings.TrimPrefix(v, ",")
 }
+
+// indexed reports whether the layer gets an index of its files, which is part of
+// what its diffID is the digest of.
+func (o PackOptions) indexed() bool { return o.Compression == compress.Estargz }
 
 func (o PackOptions) tar() layers.TarOptions {
 	t := layers.TarOptions{ModTime: o.ModTime, Clamp: o.Clamp}
@@ -101,6 +109,7 @@ func (o PackOptions) tar() layers.TarOptions {
 type packed struct {
 	desc   ocispec.Descriptor
 	diffID digest.Digest
+	tar    digest.Digest // of the stream that was packed: the diffID, but for an indexed layer
 }
 
 // pulled reports whether a layer came as a blob: it is named by its diffID then,
@@ -125,6 +134,10 @@ func (p *Packer) DiffID(ctx context.Context, id layers.ID, o PackOptions, src sn
 	l, err := p.Layers.Layer(id)
 	if err != nil {
 		return "", err
+	}
+	if o.indexed() && (!pulled(l) || o.Force) {
+		_, d, err := p.Pack(ctx, id, o, src)
+		return d, err
 	}
 	if pulled(l) {
 		return l.DiffID, nil
@@ -163,12 +176,12 @@ func (p *Packer) Pack(ctx context.Context, id layers.ID, o PackOptions, src snap
 	}
 	variant := o.variant()
 	if pulled(l) {
-		variant = PackOptions{Level: o.Level}.variant()
+		variant = PackOptions{Level: o.Level, Compression: o.Compression}.variant()
 	}
 	if desc, ok := p.choose(l, o, variant); ok {
-		diffID := l.DiffID
-		if !pulled(l) {
-			diffID = known(l, variant).DiffID
+		diffID, k := l.DiffID, known(l, variant)
+		if !pulled(l) || o.indexed() && hasBlob(k.Blobs, desc.Digest) {
+			diffID = k.DiffID
 		}
 		return p.ref(l, desc, o, src), diffID, nil
 	}
@@ -196,7 +209,7 @@ func (p *Packer) choose(l snapshot.Layer, o PackOptions, variant string) (ocispe
 	k := known(l, variant)
 	if !pulled(l) {
 		for _, b := range k.Blobs {
-			if k.DiffID != "" && algorithm(b.MediaType) == want && p.have(b) {
+			if k.DiffID != "" && algorithm(b) == want && p.have(b) {
 				return b, true
 			}
 		}
@@ -206,12 +219,12 @@ func (p *Packer) choose(l snapshot.Layer, o PackOptions, variant string) (ocispe
 	if variant != "" && !o.Force { // a level alone is no reason to compress anew
 		blobs = append(slices.Clone(l.Blobs), blobs...)
 	}
-	if b, ok := o.Blobs[l.ID]; ok && (algorithm(b.MediaType) == want || !o.Force && algorithm(b.MediaType) != compress.None) {
+	if b, ok := o.Blobs[l.ID]; ok && (algorithm(b) == want || !o.Force && algorithm(b) != compress.None) {
 		return b, true
 	}
 	var far *ocispec.Descriptor
 	for i, b := range blobs {
-		if algorithm(b.MediaType) == want {
+		if algorithm(b) == want {
 			if p.have(b) {
 				return b, true
 			}
@@ -228,7 +241,7 @@ func (p *Packer) choose(l snapshot.Layer, o PackOptions, variant string) (ocispe
 	}
 	// The first is the one that it came as. Archives have layers that are not
 	// compressed at all; these are not meant to stay so.
-	return blobs[0], algorithm(blobs[0].MediaType) != compress.None || !p.have(blobs[0])
+	return blobs[0], algorithm(blobs[0]) != compress.None || !p.have(blobs[0])
 }
 
 // make packs a layer: from one of its blobs, or from its files.
@@ -242,8 +255,8 @@ func (p *Packer) make(ctx context.Context, l snapshot.Layer, o PackOptions, src 
 	slices.SortStableFunc(blobs, func(a, b ocispec.Descriptor) int { return order(p.have(b)) - order(p.have(a)) })
 	if len(blobs) > 0 && (p.have(blobs[0]) || pulled(l)) {
 		done, err := p.compress(ctx, o, func(w io.Writer) error { return p.writeBlob(ctx, l, blobs[0], src, w) })
-		if err == nil && done.diffID != from.DiffID {
-			return packed{}, fmt.Errorf("blob %s has the diffID %s instead of %s", blobs[0].Digest, done.diffID, from.DiffID)
+		if err == nil && done.tar != from.DiffID {
+			return packed{}, fmt.Errorf("blob %s has the diffID %s instead of %s", blobs[0].Digest, done.tar, from.DiffID)
 		}
 		return done, err
 	}
@@ -265,9 +278,7 @@ func (p *Packer) compress(ctx context.Context, o PackOptions, write func(io.Writ
 	}
 	defer w.Close()
 	h := sha256.New()
-	c, err := compress.NewWriter(w, compress.Options{
-		Algorithm: o.algorithm(), Level: o.Level, Workers: max(1, p.workers()/2), Segments: p.Segments,
-	})
+	c, err := p.compressor(w, o)
 	if err != nil {
 		return packed{}, err
 	}
@@ -289,10 +300,28 @@ func (p *Packer) compress(ctx context.Context, o PackOptions, write func(io.Writ
 	if err != nil {
 		return packed{}, err
 	}
-	return packed{
-		desc:   ocispec.Descriptor{MediaType: o.algorithm().MediaType(), Digest: d, Size: size},
-		diffID: digest.NewDigest(digest.SHA256, h),
-	}, nil
+	done := packed{
+		desc: ocispec.Descriptor{MediaType: o.algorithm().MediaType(), Digest: d, Size: size},
+		tar:  digest.NewDigest(digest.SHA256, h),
+	}
+	done.diffID = done.tar
+	if z, ok := c.(*compress.EstargzWriter); ok {
+		done.diffID = z.DiffID()
+		done.desc.Annotations = map[string]string{
+			compress.AnnotationTOC:  z.TOC().String(),
+			compress.AnnotationSize: strconv.FormatInt(z.Size(), 10),
+		}
+	}
+	return done, nil
+}
+
+func (p *Packer) compressor(w io.Writer, o PackOptions) (io.WriteCloser, error) {
+	if o.indexed() {
+		return compress.NewEstargz(w, o.Level)
+	}
+	return compress.NewWriter(w, compress.Options{
+		Algorithm: o.algorithm(), Level: o.Level, Workers: max(1, p.workers()/2), Segments: p.Segments,
+	})
 }
 
 func (p *Packer) writeTar(ctx context.Context, id layers.ID, o PackOptions, src snapshot.Sources, w io.Writer) error {
@@ -329,7 +358,7 @@ func (p *Packer) remember(id layers.ID, variant string, done packed) error {
 			return
 		}
 		k.DiffID = done.diffID
-		if done.desc.Digest != "" && !slices.ContainsFunc(k.Blobs, func(b ocispec.Descriptor) bool { return b.Digest == done.desc.Digest }) {
+		if done.desc.Digest != "" && !hasBlob(k.Blobs, done.desc.Digest) {
 			k.Blobs = append(k.Blobs, done.desc)
 		}
 		if variant == "" {
@@ -361,7 +390,11 @@ func (p *Packer) ref(l snapshot.Layer, desc ocispec.Descriptor, o PackOptions, s
 	}
 	desc.URLs = nil
 	if o.Clamp && !pulled(l) {
-		desc.Annotations = map[string]string{annotationRewritten: strconv.FormatInt(o.ModTime.Unix(), 10)}
+		desc.Annotations = maps.Clone(desc.Annotations)
+		if desc.Annotations == nil {
+			desc.Annotations = map[string]string{}
+		}
+		desc.Annotations[annotationRewritten] = strconv.FormatInt(o.ModTime.Unix(), 10)
 	}
 	return blob.Ref{
 		Desc:    desc,
@@ -426,9 +459,16 @@ func (p *Packer) each(ctx context.Context, t layers.Tree, fn func(ctx context.Co
 	return err
 }
 
-// algorithm is the compression that a layer's media type tells.
-func algorithm(mediaType string) compress.Algorithm {
+func hasBlob(blobs []ocispec.Descriptor, d digest.Digest) bool {
+	return slices.ContainsFunc(blobs, func(b ocispec.Descriptor) bool { return b.Digest == d })
+}
+
+// algorithm is the compression that a layer's descriptor tells.
+func algorithm(desc ocispec.Descriptor) compress.Algorithm {
+	mediaType := desc.MediaType
 	switch {
+	case desc.Annotations[compress.AnnotationTOC] != "":
+		return compress.Estargz
 	case strings.HasSuffix(mediaType, "gzip"):
 		return compress.Gzip
 	case strings.HasSuffix(mediaType, "zstd"):
