@@ -224,7 +224,11 @@ func (o Output) check(images int) error {
 	default:
 		return fmt.Errorf("output type %q is not one of %s", o.Type, strings.Join(types, ", "))
 	}
-	switch c := o.Pack.Compression; {
+	c := o.Pack.Compression
+	if c == "" {
+		c = compress.Gzip
+	}
+	switch {
 	case o.Pack.Docker && (c == compress.Zstd || c == compress.Estargz):
 		return fail("Docker's media types know no %s: leave oci-mediatypes=false out", c)
 	case c == compress.None && o.Pack.Level != 0:
