@@ -51,7 +51,7 @@ func (b *Builder) Build(ctx context.Context, r Request) ([]Result, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	for i, t := range r.Build.Targets {
 		g.Go(func() error {
-			results[i] = Result{Target: t, Sources: bd.sources()}
+			results[i] = Result{Target: t, Sources: bd.sources(), Fact: bd.fact}
 			if t.Step == nil {
 				return nil
 			}
@@ -352,6 +352,29 @@ func (f future[T]) peek() (val T, ok bool) {
 		return val, false
 	}
 	return f.f.val, true
+}
+
+// fact tells what is known of a step, of results without running anything.
+func (bd *build) fact(s *plan.Step) Fact {
+	v, ok := bd.vertices[s]
+	if !ok {
+		return Fact{}
+	}
+	var f Fact
+	f.ID, _ = v.remote.peek()
+	if base, ok := v.base.peek(); ok {
+		f.Outputs = []layers.Tree{base.tree}
+		return f
+	}
+	rec, ok := v.result.peek()
+	if !ok {
+		// Not asked for, as a stored result made it needless.
+		if key, known := v.key.peek(); known {
+			rec, _ = bd.b.Cache.Get(key)
+		}
+	}
+	f.Outputs = rec.Outputs
+	return f
 }
 
 func (bd *build) sources() snapshot.Sources {

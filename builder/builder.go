@@ -95,6 +95,17 @@ type Result struct {
 	Sources snapshot.Sources
 	// Blobs are what the manifests of base images name for layers of Tree.
 	Blobs map[layers.ID]ocispec.Descriptor
+	// Fact tells what became of a step that the target needs.
+	Fact func(*plan.Step) Fact
+}
+
+// Fact is what is known of a step after a build.
+type Fact struct {
+	// ID is the commit of a Git step, the digest of the file of an HTTP step.
+	ID string
+	// Outputs are the step's results; nil if they are not known: steps that
+	// stored results made needless are not looked at.
+	Outputs []layers.Tree
 }
 
 // slot waits for a place to run in, and returns what gives it back.

@@ -1,6 +1,7 @@
 package builder
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,6 +22,10 @@ type Base struct {
 	Ref    string        // normalised
 	Digest digest.Digest // of the manifest; of the configuration for an image of the local store
 	Config []byte        // image configuration
+	// Pin is the digest of what the reference named in its registry: an
+	// index, or a manifest. It is that of the configuration for an image
+	// that never was in one.
+	Pin digest.Digest
 }
 
 // base is a resolved image: one of the store, or one of a registry.
@@ -56,7 +61,7 @@ func (b *Builder) Resolve(ctx context.Context, ref string, platform ocispec.Plat
 	if err != nil {
 		return Base{}, err
 	}
-	found := &base{Base: Base{Ref: norm, Digest: img.Desc.Digest, Config: img.Config}, pull: img}
+	found := &base{Base: Base{Ref: norm, Digest: img.Desc.Digest, Config: img.Config, Pin: cmp.Or(img.Index, img.Desc.Digest)}, pull: img}
 	b.keep(found, platform)
 	return found.Base, nil
 }
@@ -89,7 +94,8 @@ func (b *Builder) stored(ref string, platform ocispec.Platform) (*base, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &base{Base: Base{Ref: ref, Digest: best.ID, Config: config}, tree: best.Tree}, nil
+	pin := cmp.Or(name.Index, best.Manifest, best.ID)
+	return &base{Base: Base{Ref: ref, Digest: best.ID, Config: config, Pin: pin}, tree: best.Tree}, nil
 }
 
 func (b *Builder) keep(found *base, platform ocispec.Platform) {
@@ -112,7 +118,7 @@ func (b *Builder) Stored(img image.Image, ref string, platform ocispec.Platform)
 	if err != nil {
 		return Base{}, err
 	}
-	found := &base{Base: Base{Ref: ref, Digest: img.ID, Config: config}, tree: img.Tree}
+	found := &base{Base: Base{Ref: ref, Digest: img.ID, Config: config, Pin: cmp.Or(img.Manifest, img.ID)}, tree: img.Tree}
 	b.keep(found, platform)
 	return found.Base, nil
 }
