@@ -24,6 +24,9 @@ type Manifest struct {
 	Raw      []byte
 	Blobs    []blob.Ref  // config and layers
 	Children []*Manifest // of an index
+	// Listed is called if the registry lists the manifest as a referrer of
+	// its subject; it may be nil.
+	Listed func()
 }
 
 // Blobs sent at once in one push: more do not help a registry or a line.
@@ -143,6 +146,9 @@ func (p *pusher) manifest(ctx context.Context, m *Manifest, name string) error {
 			return err
 		}
 		discard(resp)
+		if m.Listed != nil && resp.Header.Get("OCI-Subject") != "" {
+			m.Listed()
+		}
 		if d := digest.Digest(resp.Header.Get("Docker-Content-Digest")); d.Validate() == nil && d.Algorithm() == m.Desc.Digest.Algorithm() && d != m.Desc.Digest {
 			return permanent{fmt.Errorf("%s stored the manifest with the digest %s instead of %s", p.endpoint.addr, d, m.Desc.Digest)}
 		}

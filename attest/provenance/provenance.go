@@ -9,6 +9,7 @@
 package provenance
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -19,10 +20,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
-	"github.com/package-url/packageurl-go"
 
 	"github.com/strake-build/strake/attest"
 	"github.com/strake-build/strake/layers"
@@ -106,7 +105,9 @@ type Request struct {
 
 // Image is an image that a reference stood for.
 type Image struct {
-	Ref      string // normalised
+	Ref      string        // normalised, as in the Image op
+	Resolved digest.Digest // as in the Image op
+	Name     string        // what it is called instead of Ref, if not empty
 	Platform ocispec.Platform
 	// Digest is that of the index or manifest that the reference named, or
 	// of the configuration of an image that was never in a registry.
@@ -387,7 +388,7 @@ func (b Build) localName(name string) string {
 // image is what an Image op was looked up as.
 func (b Build) image(op *plan.Image) Image {
 	for _, img := range b.Images {
-		if img.Ref == op.Ref && img.Layout == (op.Layout != "") && formatPlatform(img.Platform) == formatPlatform(op.Platform) {
+		if img.Ref == op.Ref && img.Resolved == op.Digest && formatPlatform(img.Platform) == formatPlatform(op.Platform) {
 			return img
 		}
 	}
@@ -419,7 +420,7 @@ func (u *used) resources() []resource {
 	}
 	var images []resource
 	for _, img := range u.pictures {
-		images = append(images, resource{URI: PackageURL(img), Digest: hexDigest(img.Digest)})
+		images = append(images, resource{URI: attest.ImageURL(cmp.Or(img.Name, img.Ref), img.Platform, img.Layout), Digest: hexDigest(img.Digest)})
 	}
 	add(images)
 	add(u.git)
@@ -442,38 +443,6 @@ func commitDigest(id string) digestSet {
 		return digestSet{"sha256": id}
 	}
 	return digestSet{"sha1": id}
-}
-
-// PackageURL is the package URL of an image.
-func PackageURL(img Image) string {
-	kind := packageurl.TypeDocker
-	if img.Layout {
-		kind = packageurl.TypeOCI
-	}
-	named, err := reference.ParseNormalizedNamed(strings.TrimPrefix(img.Ref, "oci-layout://"))
-	if err != nil {
-		return img.Ref
-	}
-	var qualifiers packageurl.Qualifiers
-	if c, ok := named.(reference.Canonical); ok {
-		qualifiers = append(qualifiers, packageurl.Qualifier{Key: "digest", Value: c.Digest().String()})
-	} else {
-		named = reference.TagNameOnly(named)
-	}
-	version := ""
-	if t, ok := named.(reference.Tagged); ok {
-		version = t.Tag()
-	}
-	if img.Platform.OS != "" {
-		p := img.Platform
-		p.OSVersion, p.OSFeatures = "", nil
-		qualifiers = append(qualifiers, packageurl.Qualifier{Key: "platform", Value: formatPlatform(p)})
-	}
-	name, space := reference.FamiliarName(named), ""
-	if i := strings.LastIndex(name, "/"); i >= 0 {
-		space, name = name[:i], name[i+1:]
-	}
-	return packageurl.NewPackageURL(kind, space, name, version, qualifiers, "").ToString()
 }
 
 // describe adds the steps and where they come from.

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -22,6 +23,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/strake-build/strake/attest"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/layers/snapshot"
@@ -38,6 +40,8 @@ type Image struct {
 	Sources snapshot.Sources
 	// Blobs are what the manifests of base images name for layers of Tree.
 	Blobs map[layers.ID]ocispec.Descriptor
+	// Attestations are what is said of it.
+	Attestations []attest.Attestation
 }
 
 // Exporter delivers images.
@@ -152,48 +156,78 @@ func (x *run) packOptions(img Image) image.PackOptions {
 	return o
 }
 
-// pack makes manifests of all images.
-func (x *run) pack(ctx context.Context) ([]*image.Packed, error) {
-	x.status("exporting layers")
-	packed := make([]*image.Packed, len(x.images))
-	for i, img := range x.images {
-		var err error
-		if packed[i], err = x.Packer.Build(ctx, img.Target.Image, img.Tree, x.packOptions(img), x.time(img), x.o.Annotations, img.Sources); err != nil {
-			return nil, err
-		}
-		x.status("exporting manifest %s", packed[i].Desc.Digest)
-	}
-	return packed, nil
+// result is what an output with manifests delivers.
+type result struct {
+	image.Bundle
+	packed []*image.Packed // the images, of which the bundle has more if it is an index
+	// referrers are manifests that refer to the images.
+	referrers []*image.Packed
 }
 
-// bundle is what the outputs with manifests deliver: the image, or the index of
-// all.
-func (x *run) bundle(packed []*image.Packed) (image.Bundle, error) {
-	if len(packed) == 1 {
-		return image.Single(packed[0], x.o.Names...), nil
+// pack makes manifests of all images, and an index if there is more than one
+// manifest to deliver.
+func (x *run) pack(ctx context.Context) (*result, error) {
+	alone := len(x.images) == 1
+	attested := slices.ContainsFunc(x.images, func(img Image) bool { return len(x.wanted(img, alone)) > 0 })
+	index := !alone || attested && !x.o.Referrers
+	if err := x.checkAnnotations(index); err != nil {
+		return nil, err
 	}
-	desc, raw, err := image.Index(packed, x.o.Pack.Docker, nil)
+	if index && x.o.Type == TypeDocker {
+		return nil, errors.New("docker archives can hold one image and no attestations: use type=oci, or leave --attest out")
+	}
+	x.status("exporting layers")
+	r := &result{}
+	for _, img := range x.images {
+		packed, err := x.Packer.Build(ctx, img.Target.Image, img.Tree, x.packOptions(img), x.time(img), x.o.annotations(LevelManifest, &img.Target.Platform), img.Sources)
+		if err != nil {
+			return nil, err
+		}
+		packed.Desc.Annotations = x.o.annotations(LevelManifestDescriptor, &img.Target.Platform)
+		x.status("exporting manifest %s", packed.Desc.Digest)
+		r.packed = append(r.packed, packed)
+		said, err := x.attest(ctx, img, packed, alone)
+		if err != nil {
+			return nil, err
+		}
+		if said != nil {
+			r.referrers = append(r.referrers, said)
+		}
+	}
+	if !index {
+		r.Bundle = image.Single(r.packed[0], x.o.Names...)
+		return r, nil
+	}
+	all := slices.Clone(r.packed)
+	if !x.o.Referrers {
+		all, r.referrers = append(all, r.referrers...), nil
+	}
+	return r, x.index(r, all)
+}
+
+// index makes the bundle an index of manifests.
+func (x *run) index(r *result, all []*image.Packed) error {
+	desc, raw, err := image.Index(all, x.o.Pack.Docker, x.o.annotations(LevelIndex, nil))
 	if err != nil {
-		return image.Bundle{}, err
+		return err
 	}
+	desc.Annotations = x.o.annotations(LevelIndexDescriptor, nil)
 	x.status("exporting manifest list %s", desc.Digest)
-	return image.Bundle{Desc: desc, Raw: raw, Images: packed, Names: x.o.Names}, nil
+	r.Bundle = image.Bundle{Desc: desc, Raw: raw, Images: all, Names: x.o.Names}
+	return nil
 }
 
 // image stores the images, and pushes them where that is wanted.
 func (x *run) image(ctx context.Context) (map[string]any, error) {
 	push := x.o.Push || x.o.Type == TypeRegistry
-	var b image.Bundle
+	var made *result
 	var configs [][]byte
 	if push {
-		packed, err := x.pack(ctx)
-		if err != nil {
+		var err error
+		if made, err = x.pack(ctx); err != nil {
 			return nil, err
 		}
-		if b, err = x.bundle(packed); err != nil {
-			return nil, err
-		}
-		for _, p := range packed {
+		for _, p := range made.packed {
 			c, err := x.Packer.Blobs.Bytes(p.Config.Desc.Digest)
 			if err != nil {
 				return nil, err
@@ -215,9 +249,9 @@ func (x *run) image(ctx context.Context) (map[string]any, error) {
 	}
 	response := x.response(configs)
 	if push {
-		x.describe(response, b)
+		x.describe(response, made)
 		for _, name := range x.o.Names {
-			if err := x.push(ctx, name, b); err != nil {
+			if err := x.push(ctx, name, made); err != nil {
 				return nil, err
 			}
 		}
@@ -242,10 +276,16 @@ func (x *run) store(configs [][]byte) error {
 	return nil
 }
 
-func (x *run) push(ctx context.Context, name string, b image.Bundle) error {
+func (x *run) push(ctx context.Context, name string, r *result) error {
 	x.status("pushing manifest for %s", name)
-	if err := x.Registry.Push(ctx, name, transfer.Manifest(b), x.event); err != nil {
+	if err := x.Registry.Push(ctx, name, transfer.Manifest(r.Bundle), x.event); err != nil {
 		return err
+	}
+	for _, said := range r.referrers {
+		x.status("pushing attestation %s", said.Desc.Digest)
+		if err := x.Registry.PushReferrer(ctx, name, transfer.Manifest(image.Single(said)), x.event); err != nil {
+			return err
+		}
 	}
 	repository, err := registry.Repository(name)
 	if err != nil {
@@ -274,11 +314,11 @@ func (x *run) response(configs [][]byte) map[string]any {
 }
 
 // describe adds the keys of what has a manifest.
-func (x *run) describe(r map[string]any, b image.Bundle) {
+func (x *run) describe(r map[string]any, b *result) {
 	r["containerimage.digest"] = b.Desc.Digest.String()
 	r["containerimage.descriptor"] = b.Desc
-	if len(b.Images) == 1 {
-		r["containerimage.config.digest"] = b.Images[0].Config.Desc.Digest.String()
+	if len(b.packed) == 1 {
+		r["containerimage.config.digest"] = b.packed[0].Config.Desc.Digest.String()
 	}
 	if len(b.Names) > 0 {
 		r["image.name"] = strings.Join(b.Names, ",")
@@ -287,19 +327,19 @@ func (x *run) describe(r map[string]any, b image.Bundle) {
 
 // archive writes an OCI or Docker archive, or an OCI layout.
 func (x *run) archive(ctx context.Context) (map[string]any, error) {
-	packed, err := x.pack(ctx)
+	made, err := x.pack(ctx)
 	if err != nil {
 		return nil, err
 	}
-	b, err := x.bundle(packed)
-	if err != nil {
-		return nil, err
+	bundles := []image.Bundle{made.Bundle}
+	for _, said := range made.referrers {
+		bundles = append(bundles, image.Single(said)) // without a name
 	}
-	if err := x.deliver(ctx, []image.Bundle{b}); err != nil {
+	if err := x.deliver(ctx, bundles); err != nil {
 		return nil, err
 	}
 	response := map[string]any{}
-	x.describe(response, b)
+	x.describe(response, made)
 	return response, nil
 }
 
@@ -343,11 +383,13 @@ func (e *Exporter) Save(ctx context.Context, names []image.Name, src snapshot.So
 		if n.Ref != "" {
 			x.o.Names = []string{n.Ref}
 		}
-		b, err := x.bundle(packed)
-		if err != nil {
-			return err
+		r := &result{Bundle: image.Single(packed[0], x.o.Names...)}
+		if len(packed) > 1 {
+			if err := x.index(r, packed); err != nil {
+				return err
+			}
 		}
-		bundles = append(bundles, b)
+		bundles = append(bundles, r.Bundle)
 	}
 	return x.deliver(ctx, bundles)
 }

@@ -41,7 +41,15 @@ type Output struct {
 	// a directory.
 	Tar         bool
 	Pack        image.PackOptions
-	Annotations map[string]string
+	Annotations []Annotation
+	// Legacy: attestation manifests look like images instead of saying that
+	// they are artifacts (oci-artifact=false).
+	Legacy bool
+	// Referrers: attestations refer to the image, which stays what it would
+	// be without them, instead of being with it in an index.
+	Referrers bool
+	// AttestationPrefix begins the names of attestations among files.
+	AttestationPrefix string
 	// Epoch is SOURCE_DATE_EPOCH: the time of creation. nil is
 	// layers.DefaultModTime.
 	Epoch *time.Time
@@ -81,7 +89,9 @@ func parseOutput(s string) (Output, error) {
 		if !ok {
 			return Output{}, fmt.Errorf("%q is not of the form key=value", f)
 		}
-		key = strings.ToLower(strings.TrimSpace(key))
+		if key = strings.TrimSpace(key); !strings.HasPrefix(strings.ToLower(key), "annotation") {
+			key = strings.ToLower(key)
+		}
 		if _, again := seen[key]; again && key != "name" {
 			return Output{}, fmt.Errorf("%s is given twice", key)
 		}
@@ -162,15 +172,30 @@ func (o *Output) set(key, value string) (err error) {
 		}
 		t := time.Unix(n, 0).UTC()
 		o.Epoch = &t
-	default:
-		if k, ok := strings.CutPrefix(key, "annotation."); ok && k != "" {
-			if o.Annotations == nil {
-				o.Annotations = map[string]string{}
-			}
-			o.Annotations[k] = value
-			return nil
+	case "oci-artifact":
+		var artifact bool
+		flag(&artifact)
+		o.Legacy = !artifact
+	case "attestations":
+		switch value {
+		case "index":
+		case "referrers":
+			o.Referrers = true
+		default:
+			return fmt.Errorf("attestations=%s: it is index or referrers", value)
 		}
-		return fmt.Errorf("%s is not supported; supported are type, dest, name, push, tar, compression, compression-level, force-compression, oci-mediatypes, rewrite-timestamp, source-date-epoch and annotation.<key>", key)
+	case "attestation-prefix":
+		if strings.ContainsAny(value, "/\x00") {
+			return fmt.Errorf("attestation-prefix=%s: it begins a file name", value)
+		}
+		o.AttestationPrefix = value
+	default:
+		a, ok, err := AnnotationAttr(key, value)
+		if ok {
+			o.Annotations = append(o.Annotations, a)
+			return err
+		}
+		return fmt.Errorf("%s is not supported; supported are type, dest, name, push, tar, compression, compression-level, force-compression, oci-mediatypes, rewrite-timestamp, source-date-epoch, attestations, oci-artifact, attestation-prefix and annotation.<key>", key)
 	}
 	return err
 }
@@ -180,11 +205,11 @@ func (o *Output) set(key, value string) (err error) {
 func (o *Output) takes(key string) bool {
 	switch o.Type {
 	case TypeLocal, TypeTar:
-		return key == "type" || key == "dest" || key == "rewrite-timestamp" || key == "source-date-epoch"
+		return key == "type" || key == "dest" || key == "rewrite-timestamp" || key == "source-date-epoch" || key == "attestation-prefix"
 	case TypeImage, TypeRegistry:
-		return key != "dest" && key != "tar"
+		return key != "dest" && key != "tar" && key != "attestation-prefix"
 	}
-	return key != "push"
+	return key != "push" && key != "attestation-prefix"
 }
 
 // Check looks for what can't be delivered whatever is built.
@@ -223,6 +248,9 @@ func (o Output) check(images int) error {
 		}
 	default:
 		return fmt.Errorf("output type %q is not one of %s", o.Type, strings.Join(types, ", "))
+	}
+	if o.Legacy && o.Referrers {
+		return fail("referrers say what they refer to: leave oci-artifact=false out")
 	}
 	c := o.Pack.Compression
 	if c == "" {

@@ -1,6 +1,7 @@
 package export
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -93,9 +95,12 @@ func (x *run) tar(ctx context.Context) error {
 	return x.file(func(w io.Writer) error {
 		var views []*snapshot.View
 		var prefixes []string
-		err := x.each(ctx, func(v *snapshot.View, prefix string, _ Image) error {
+		var said [][]StatementFile
+		err := x.each(ctx, func(v *snapshot.View, prefix string, img Image) error {
 			views, prefixes = append(views, v), append(prefixes, prefix)
-			return nil
+			files, err := Statements(ctx, v, img, x.o.AttestationPrefix, "")
+			said = append(said, files)
+			return err
 		})
 		if err != nil {
 			return err
@@ -121,9 +126,21 @@ func (x *run) tar(ctx context.Context) error {
 						return
 					}
 				}
+				for n, f := range said[i] {
+					e := layers.Entry{
+						Path: path.Join(prefixes[i], f.Name), Type: layers.Regular, Mode: 0o600, Size: int64(len(f.Data)), ModTime: x.fileTime(time.Time{}),
+						Origin: layers.Origin{Input: i, Staged: strconv.Itoa(n)},
+					}
+					if !yield(e, nil) {
+						return
+					}
+				}
 			}
 		}
 		open := func(e layers.Entry) (io.ReadCloser, error) {
+			if n, err := strconv.Atoi(e.Origin.Staged); err == nil {
+				return io.NopCloser(bytes.NewReader(said[e.Origin.Input][n].Data)), nil
+			}
 			c := content{views[e.Origin.Input], e.Origin.Path}
 			return c.v.Open(ctx, c.path)
 		}
@@ -145,7 +162,17 @@ func (x *run) local(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			return errors.Join(x.files(ctx, v, root), root.Close())
+			files, err := Statements(ctx, v, img, x.o.AttestationPrefix, "")
+			if err == nil {
+				err = x.files(ctx, v, root)
+			}
+			for _, f := range files {
+				t := x.fileTime(time.Time{})
+				if err == nil {
+					err = errors.Join(root.WriteFile(f.Name, f.Data, 0o600), root.Chtimes(f.Name, t, t))
+				}
+			}
+			return errors.Join(err, root.Close())
 		})
 	})
 }
