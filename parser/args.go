@@ -17,8 +17,8 @@ const epochArg = "SOURCE_DATE_EPOCH"
 
 // silentArgs steer BuildKit and are no variables of a stage.
 var silentArgs = map[string]bool{
-	"BUILDKIT_SBOM_SCAN_CONTEXT": true,
-	"BUILDKIT_SBOM_SCAN_STAGE":   true,
+	scanContext: true,
+	scanStage:   true,
 }
 
 // openArgs sets the global arguments, which FROM sees: those of the platforms,

@@ -223,7 +223,10 @@ func (t *target) plan() (plan.Target, error) {
 	if err := t.lintFailed(); err != nil {
 		return plan.Target{}, err
 	}
-	return t.finish(), nil
+	out := t.finish()
+	var err error
+	out.Scans, err = t.scans()
+	return out, err
 }
 
 // reached are the stages that are planned.

@@ -85,6 +85,9 @@ type Context struct {
 	Config []byte
 }
 
+// Version is the version of the Dockerfile language that is understood.
+const Version = "1.26.0"
+
 // Options says what to build of a file, and how. The zero value builds the last
 // stage for this machine's platform.
 type Options struct {

@@ -37,6 +37,9 @@ type Target struct {
 	Image dockerspec.DockerOCIImage
 	// Stage is the name of the target stage, or its number if it has none.
 	Stage string
+	// Scans are what an SBOM is to tell of besides the result, by names:
+	// other stages, the context.
+	Scans map[string]Input
 }
 
 // Step is one vertex of the build graph.

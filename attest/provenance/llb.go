@@ -47,8 +47,8 @@ type definition struct {
 }
 
 // define translates what result needs. The last step stands for the result
-// itself. local gives the name by which the client knows a directory.
-func define(result plan.Input, local func(string) string) *definition {
+// itself.
+func (b Build) define(result plan.Input) *definition {
 	d := &definition{index: map[*plan.Step]int{}, mapping: map[string]string{}}
 	digests := map[*plan.Step]string{}
 	each(result.Step, func(s *plan.Step) {
@@ -68,7 +68,11 @@ func define(result plan.Input, local func(string) string) *definition {
 			step.Inputs = append(step.Inputs, fmt.Sprintf("%s:%d", stepID(d.index[in.Step]), in.Output))
 			fmt.Fprintf(h, "%s:%d", digests[in.Step], in.Output)
 		}
-		step.Op = llbOp{Op: operation(s, slots, len(step.Inputs), local), Platform: platform(s)}
+		what := s
+		if r := b.replacement(s); r != nil {
+			what = r
+		}
+		step.Op = llbOp{Op: operation(what, slots, len(step.Inputs), b.localName), Platform: platform(s)}
 		digests[s] = "sha256:" + hex.EncodeToString(h.Sum(nil))
 		d.mapping[digests[s]] = step.ID
 		d.steps = append(d.steps, step)

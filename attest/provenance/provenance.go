@@ -141,6 +141,9 @@ type Build struct {
 	Locals []string
 	// LocalName is the client's name for a plan.Local; nil: its own.
 	LocalName func(string) string
+	// Replaced are Git and HTTP steps that directories of the plan, by their
+	// names, are really from.
+	Replaced map[string]*plan.Step
 	// More are steps that were read while the build was planned.
 	More []*plan.Step
 	Fact func(*plan.Step) Fact
@@ -338,6 +341,9 @@ type used struct {
 // add looks at a step and at what it needs.
 func (u *used) add(b Build, s *plan.Step) {
 	each(s, func(s *plan.Step) {
+		if r := b.replacement(s); r != nil {
+			s = r
+		}
 		switch op := s.Op.(type) {
 		case *plan.Image:
 			u.pictures = append(u.pictures, b.image(op))
@@ -376,6 +382,14 @@ func addOptional(list []optional, id string, opt bool) []optional {
 		}
 	}
 	return append(list, optional{ID: id, Optional: opt})
+}
+
+// replacement is the step that a directory is really from; nil if it is one.
+func (b Build) replacement(s *plan.Step) *plan.Step {
+	if op, ok := s.Op.(*plan.Local); ok {
+		return b.Replaced[op.Name]
+	}
+	return nil
 }
 
 func (b Build) localName(name string) string {
@@ -447,7 +461,7 @@ func commitDigest(id string) digestSet {
 
 // describe adds the steps and where they come from.
 func (b Build) describe(p *predicate1, t Target) *definition {
-	def := define(t.Result, b.localName)
+	def := b.define(t.Result)
 	p.BuildDefinition.InternalParameters.BuildConfig = &buildConfig{Definition: def.steps, DigestMapping: def.mapping}
 	files := map[*plan.SourceFile]int{}
 	m := &sourceMap{Locations: map[string]*locations{}}
@@ -460,7 +474,7 @@ func (b Build) describe(p *predicate1, t Target) *definition {
 		files[f] = len(m.Infos)
 		info := sourceInfo{Filename: f.Name, Language: "Dockerfile", Data: f.Data}
 		if b.FileStep != nil {
-			from := define(plan.Input{Step: b.FileStep}, b.localName)
+			from := b.define(plan.Input{Step: b.FileStep})
 			info.Definition, info.DigestMapping = from.steps, from.mapping
 		}
 		m.Infos = append(m.Infos, info)

@@ -48,7 +48,7 @@ func (x *run) wanted(img Image, alone bool) []attest.Attestation {
 }
 
 // inline tells that the output can hold statements without being asked twice.
-func (x *run) inline() bool { return x.o.Type == TypeImage || x.o.Type == TypeRegistry }
+func (x *run) inline() bool { return x.o.Inline || x.o.Type == TypeImage || x.o.Type == TypeRegistry }
 
 // attest makes the attestation manifest of an image; nil if there is nothing to
 // say.

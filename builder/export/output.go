@@ -48,6 +48,9 @@ type Output struct {
 	// Referrers: attestations refer to the image, which stays what it would
 	// be without them, instead of being with it in an index.
 	Referrers bool
+	// Inline: attestations that are wanted only where they cost no file are in
+	// archives, too, as they are in registries.
+	Inline bool
 	// AttestationPrefix begins the names of attestations among files.
 	AttestationPrefix string
 	// Epoch is SOURCE_DATE_EPOCH: the time of creation. nil is

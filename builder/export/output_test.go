@@ -26,7 +26,7 @@ func TestParseOutput(t *testing.T) {
 		"type=docker,dest=x,compression=zstd,compression-level=3,force-compression=true": {
 			Type: "docker", Dest: "x", Tar: true, Pack: image.PackOptions{Compression: "zstd", Level: 3, Force: true}},
 		"type=oci,dest=x,oci-mediatypes=false": {Type: "oci", Dest: "x", Tar: true, Pack: image.PackOptions{Docker: true}},
-		"type=oci,dest=x,annotation.a.b=c=d":   {Type: "oci", Dest: "x", Tar: true, Annotations: map[string]string{"a.b": "c=d"}},
+		"type=oci,dest=x,annotation.a.b=c=d":   {Type: "oci", Dest: "x", Tar: true, Annotations: []Annotation{{Level: "manifest", Key: "a.b", Value: "c=d"}}},
 		"type=tar,dest=x,rewrite-timestamp=1":  {Type: "tar", Dest: "x", Tar: true, RewriteTimes: true},
 	} {
 		got, err := ParseOutput(in)

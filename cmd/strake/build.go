@@ -27,6 +27,7 @@ type buildOptions struct {
 	sandboxOptions
 	displayOptions
 	resourceOptions
+	attestOptions
 
 	file          string
 	tags          []string
@@ -61,7 +62,7 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.args, "build-arg", nil, "set an ARG: `NAME=VALUE`, or NAME for its value in the environment")
 	f.StringArrayVar(&o.platforms, "platform", nil, "platforms to build for, as linux/amd64,linux/arm64")
 	f.StringArrayVar(&o.labels, "label", nil, "label of the image: `NAME=VALUE`")
-	f.StringArrayVar(&o.annotations, "annotation", nil, "annotation of the image's manifest: `NAME=VALUE`")
+	f.StringArrayVar(&o.annotations, "annotation", nil, "annotation of the image's manifest, `NAME=VALUE`, or of LEVEL[PLATFORM]:NAME=VALUE; levels are manifest, manifest-descriptor, index, index-descriptor")
 	f.BoolVar(&o.noCache, "no-cache", false, "run every step again")
 	f.StringSliceVar(&o.noCacheFilter, "no-cache-filter", nil, "run the steps of these stages again")
 	f.BoolVar(&o.pull, "pull", false, "look base images up in their registries even if they are in the store")
@@ -83,9 +84,8 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	o.sandboxOptions.addFlags(f)
 	o.resourceOptions.addFlags(f)
 	o.displayOptions.addFlags(f, "show nothing, and print the image ID")
+	o.attestOptions.addFlags(f)
 	addFixed(f,
-		fixedFlag{"provenance", false, "strake writes no attestations yet"},
-		fixedFlag{"sbom", false, "strake writes no attestations yet"},
 		fixedFlag{"rm", true, "steps leave no containers behind"},
 		fixedFlag{"force-rm", true, "steps leave no containers behind"},
 	)
@@ -139,6 +139,7 @@ The image is put into the local store, or delivered as --output and --push say.`
 }
 
 func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (err error) {
+	started := time.Now()
 	popts, err := o.parserOptions(e)
 	if err != nil {
 		return err
@@ -148,6 +149,10 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		return err
 	}
 	if err := checkReferences(contextArg, o.file); err != nil {
+		return err
+	}
+	asked, err := o.attestOptions.parse()
+	if err != nil {
 		return err
 	}
 	secrets, err := parseSecrets(o.secrets, e)
@@ -191,7 +196,8 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	}
 	popts.Contexts, popts.Exclude, popts.IgnoreFile = in.contexts, in.exclude, in.ignoreFile
 	popts.EpochOf = epochOf(in, b)
-	popts.Resolve = resolver(b, o.pull, display.Event)
+	describe := &describer{o: o, asked: asked, started: started, version: version(), in: in, args: popts, b: b, s: s, event: display.Event}
+	popts.Resolve = resolver(b, o.pull, display.Event, describe.resolved)
 	build, err := file.Plan(ctx, popts)
 	if err != nil {
 		return err
@@ -208,7 +214,11 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	}
 	var images []export.Image
 	for _, r := range results {
-		images = append(images, export.Image{Target: r.Target, Tree: r.Tree, Sources: r.Sources, Blobs: r.Blobs})
+		img := export.Image{Target: r.Target, Tree: r.Tree, Sources: r.Sources, Blobs: r.Blobs}
+		if img.Attestations, err = describe.attest(ctx, r); err != nil {
+			return err
+		}
+		images = append(images, img)
 	}
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Registry: s.client, Stdout: e.stdout, Progress: display.Event}
 	for _, out := range outputs {
@@ -355,16 +365,13 @@ func (o buildOptions) parseOutputs(e *env) ([]export.Output, error) {
 	if len(outputs) == 0 || images == 0 && (o.push || o.load) {
 		outputs = append(outputs, export.Output{Type: export.TypeImage, Push: o.push, Tar: true})
 	}
-	annotations := map[string]string{}
+	var annotations []export.Annotation
 	for _, a := range o.annotations {
-		k, v, err := splitPair("annotation", strings.TrimPrefix(a, "manifest:"))
+		list, err := export.ParseAnnotation(a)
 		if err != nil {
-			return nil, err
+			return nil, usagef("--annotation %w", err)
 		}
-		if scope, _, ok := strings.Cut(k, ":"); ok {
-			return nil, usagef("--annotation %s: annotations of the %s are not supported, only those of the manifest", a, scope)
-		}
-		annotations[k] = v
+		annotations = append(annotations, list...)
 	}
 	stdout, named := 0, false
 	for i := range outputs {
@@ -374,12 +381,7 @@ func (o buildOptions) parseOutputs(e *env) ([]export.Output, error) {
 				out.Names = names
 			}
 			named = true
-			for k, v := range annotations {
-				if out.Annotations == nil {
-					out.Annotations = map[string]string{}
-				}
-				out.Annotations[k] = v
-			}
+			out.Annotations = append(out.Annotations, annotations...)
 		}
 		if out.ToStdout() {
 			stdout++
@@ -415,7 +417,7 @@ func (o buildOptions) defaultDest(out *export.Output, e *env) {
 }
 
 // resolver looks base images up, telling of it.
-func resolver(b *builder.Builder, pull bool, event progress.Func) func(context.Context, string, ocispec.Platform) (parser.Resolved, error) {
+func resolver(b *builder.Builder, pull bool, event progress.Func, resolved func(builder.Base, ocispec.Platform)) func(context.Context, string, ocispec.Platform) (parser.Resolved, error) {
 	return func(ctx context.Context, ref string, p ocispec.Platform) (parser.Resolved, error) {
 		id := "metadata " + ref + " " + p.OS + p.Architecture + p.Variant
 		event(progress.Event{Kind: progress.Start, Time: time.Now(), Vertex: id, Name: "[internal] load metadata for " + ref, Internal: true})
@@ -423,6 +425,8 @@ func resolver(b *builder.Builder, pull bool, event progress.Func) func(context.C
 		done := progress.Event{Kind: progress.Done, Time: time.Now(), Vertex: id}
 		if err != nil {
 			done.Error = err.Error()
+		} else {
+			resolved(base, p)
 		}
 		event(done)
 		return parser.Resolved{Ref: base.Ref, Digest: base.Digest, Config: base.Config}, err

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
@@ -11,8 +13,9 @@ import (
 // daemonConfig is what strake serve knows of buildkitd's configuration file.
 // Other settings are those of a daemon that works differently, and passed over.
 type daemonConfig struct {
-	Entitlements []string `toml:"insecure-entitlements"`
-	Registry     map[string]struct {
+	Entitlements  []string `toml:"insecure-entitlements"`
+	ProvenanceEnv string   `toml:"provenanceEnvDir"`
+	Registry      map[string]struct {
 		Mirrors  []string `toml:"mirrors"`
 		HTTP     bool     `toml:"http"`
 		Insecure bool     `toml:"insecure"`
@@ -36,6 +39,11 @@ func (o *serveOptions) readConfig() error {
 		return usagef("--config %s: %w", o.config, err)
 	}
 	o.allow = append(o.allow, c.Entitlements...)
+	if c.ProvenanceEnv != "" {
+		if o.provenanceEnv, err = readProvenanceEnv(c.ProvenanceEnv); err != nil {
+			return usagef("--config %s: provenanceEnvDir: %w", o.config, err)
+		}
+	}
 	for host, r := range c.Registry {
 		for _, m := range r.Mirrors {
 			pair := host + "=" + m
@@ -48,6 +56,29 @@ func (o *serveOptions) readConfig() error {
 		}
 	}
 	return nil
+}
+
+// readProvenanceEnv reads what an administrator adds to provenance: the objects
+// in the JSON files of a directory, as one. Later files win.
+func readProvenanceEnv(dir string) (map[string]any, error) {
+	entries, err := os.ReadDir(dir) // sorted
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]any{}
+	for _, e := range entries {
+		if filepath.Ext(e.Name()) != ".json" {
+			continue
+		}
+		data, err := readFile(filepath.Join(dir, e.Name()), maxConfig)
+		if err != nil {
+			return nil, err
+		}
+		if err := json.Unmarshal(data, &out); err != nil {
+			return nil, fmt.Errorf("%s: %w", e.Name(), err)
+		}
+	}
+	return out, nil
 }
 
 func readFile(name string, limit int64) ([]byte, error) {

@@ -23,6 +23,7 @@ import (
 	"github.com/strake-build/strake/layers/compress"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/parser/ignore"
+	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/state"
 )
 
@@ -38,6 +39,12 @@ type inputs struct {
 	// that is not known.
 	changed func(context.Context) (time.Time, error)
 	closers []func() error
+	// remote is where the main context was fetched from, a Git or HTTP op,
+	// and remoteID the commit or digest; nil if it is a directory.
+	remote   plan.Op
+	remoteID string
+	// dir is the main context's directory, of the user.
+	dir string
 }
 
 func (in *inputs) close() error {
@@ -86,6 +93,7 @@ func openInputs(ctx context.Context, o buildOptions, arg string, index *source.I
 		if err := checkContext(arg); err != nil {
 			return nil, err
 		}
+		in.dir = arg
 	}
 	if in.dockerfile == nil {
 		if err := in.readDockerfile(o.file, dir, dir != arg, e.stdin); err != nil {

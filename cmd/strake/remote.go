@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path"
 	"strings"
 	"time"
+
+	"github.com/opencontainers/go-digest"
 
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/plan"
@@ -64,6 +67,7 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 			at.Ref = commit
 			return gitTime(ctx, b, &at)
 		}
+		in.remote, in.remoteID = op, commit
 		return dir, b.Git.Checkout(ctx, op, commit, dir)
 	}
 	fetched, err := in.tempDir(s, "fetch-")
@@ -86,5 +90,13 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 		return "", err
 	}
 	defer f.Close()
+	d, err := digest.FromReader(f)
+	if err != nil {
+		return "", err
+	}
+	in.remote, in.remoteID = remote, d.String()
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return "", err
+	}
 	return dir, in.unpack(ctx, f, dir, arg, mayBeFile)
 }

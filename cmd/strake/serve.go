@@ -18,10 +18,11 @@ type serveOptions struct {
 	registryOptions
 	sandboxOptions
 
-	addrs    []string
-	config   string
-	allow    []string
-	parallel int
+	addrs         []string
+	provenanceEnv map[string]any
+	config        string
+	allow         []string
+	parallel      int
 }
 
 func (o *serveOptions) addFlags(f *pflag.FlagSet) {
@@ -72,7 +73,7 @@ func runServe(ctx context.Context, o serveOptions, e *env) (err error) {
 	}
 	b.Slots = o.parallel
 	server, err := buildkitapi.New(buildkitapi.Options{
-		Builder: b, Packer: s.packer, Platforms: []ocispec.Platform{thisPlatform()}, Version: version(), Allow: o.allow,
+		Builder: b, Packer: s.packer, Platforms: []ocispec.Platform{thisPlatform()}, Version: version(), Allow: o.allow, ProvenanceEnv: o.provenanceEnv,
 		Log: slog.New(slog.NewTextHandler(e.stderr, nil)),
 	})
 	if err != nil {

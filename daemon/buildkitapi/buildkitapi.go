@@ -52,6 +52,8 @@ type Options struct {
 	// Allow are the entitlements that a client may ask for
 	// ("network.host", "security.insecure").
 	Allow []string
+	// ProvenanceEnv is added to the internal parameters of provenance.
+	ProvenanceEnv map[string]any
 	// Log takes what nobody else is told; nil: nothing is logged.
 	Log *slog.Logger
 	// Credentials secures connections; nil: they are plain.
@@ -67,6 +69,7 @@ type Server struct {
 	contexts contexts
 	grpc     *grpc.Server
 	health   *health.Server
+	now      func() time.Time
 
 	mu      sync.Mutex
 	jobs    map[string]*job
@@ -94,7 +97,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{
-		o: o, sessions: sessions, health: health.NewServer(),
+		o: o, sessions: sessions, health: health.NewServer(), now: time.Now,
 		jobs: map[string]*job{}, waiting: map[string]chan struct{}{},
 	}
 	if s.id, err = workerID(o.Builder.Root); err != nil {

@@ -12,11 +12,9 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
+	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/state"
 )
-
-// dockerfileVersion is the version of the Dockerfile language that is built in.
-const dockerfileVersion = "1.26.0"
 
 // workerID is the identity of the store, made at random once.
 func workerID(root *state.Root) (string, error) {
@@ -151,7 +149,7 @@ func (s *Server) workers() []*apitypes.WorkerRecord {
 
 func (s *Server) version() *apitypes.BuildkitVersion {
 	return &apitypes.BuildkitVersion{
-		Package: "github.com/strake-build/strake", Version: s.o.Version, DockerfileVersion: dockerfileVersion,
+		Package: "github.com/strake-build/strake", Version: s.o.Version, DockerfileVersion: parser.Version,
 	}
 }
 

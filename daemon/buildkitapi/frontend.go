@@ -18,9 +18,11 @@ import (
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc/codes"
 
+	"github.com/strake-build/strake/attest"
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/parser/ignore"
@@ -75,6 +77,12 @@ type dockerfile struct {
 	exclude    []string
 	ignoreFile string
 	vertex     string // where the build file was loaded, for warnings
+	// For provenance: the remote main context, where the build file was read,
+	// and directories of the client.
+	remote     *plan.Step
+	fileStep   *plan.Step
+	localNames []string
+	layouts    map[string]string // names of contexts, by layout@digest
 	multi      bool
 }
 
@@ -117,6 +125,10 @@ func (f *dockerfile) build(ctx context.Context) (*result, error) {
 		if rest, ok := cutScheme(ref, "oci-layout"); ok {
 			store, dgst, _ := strings.Cut(rest, "@")
 			b, err := f.job.layout(ctx, "", store, dgst, p)
+			if err == nil {
+				b.Pin = digest.Digest(dgst)
+				f.job.resolved(b, f.layouts[store+"@"+dgst], p, true)
+			}
 			return parser.Resolved{Ref: b.Ref, Digest: b.Digest, Config: b.Config, Layout: store}, err
 		}
 		b, err := f.job.resolve(ctx, ref, p, pull)
@@ -131,7 +143,7 @@ func (f *dockerfile) build(ctx context.Context) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
-	return f.result(build, o.Platforms)
+	return f.result(ctx, build, o.Platforms)
 }
 
 // plan plans the build file. The build has warnings even if there is an error.
@@ -148,8 +160,17 @@ func (f *dockerfile) plan(ctx context.Context, o parser.Options) (*plan.Build, e
 }
 
 // result names the targets of a plan.
-func (f *dockerfile) result(build *plan.Build, asked []ocispec.Platform) (*result, error) {
+func (f *dockerfile) result(ctx context.Context, build *plan.Build, asked []ocispec.Platform) (*result, error) {
 	res := &result{metadata: map[string][]byte{}}
+	from := f.origin()
+	attests, err := parseAttests(f.attrs)
+	if err != nil {
+		return nil, err
+	}
+	generator, err := f.job.generator(ctx, attests[attest.SBOM], f.attrs["image-resolve-mode"])
+	if err != nil {
+		return nil, err
+	}
 	if f.multi {
 		res.many = map[string]*reference{}
 	}
@@ -173,7 +194,15 @@ func (f *dockerfile) result(build *plan.Build, asked []ocispec.Platform) (*resul
 		var ref *reference
 		if t.Step != nil {
 			ref = f.job.reference(t.Step, 0, nil)
+			ref.origin = from
 			refs = append(refs, ref)
+			if generator != nil {
+				scan, err := res.addScan(f.job, generator, id, plan.Input{Step: t.Step}, t.Scans, t.Step.NoCache)
+				if err != nil {
+					return nil, err
+				}
+				refs = append(refs, scan)
+			}
 		}
 		suffix := ""
 		if f.multi {
@@ -272,7 +301,7 @@ func (f *dockerfile) load(ctx context.Context) error {
 			git.KeepGitDir = true
 		}
 		f.context = &plan.Step{Op: git, Name: "[internal] load git source " + url, Internal: true}
-		file = f.context
+		f.remote, file = f.context, f.context
 	case strings.HasPrefix(url, "http://") || strings.HasPrefix(url, "https://"):
 		if err := f.fetchContext(url); err != nil {
 			return err
@@ -286,6 +315,9 @@ func (f *dockerfile) load(ctx context.Context) error {
 			return err
 		}
 	}
+	if f.context == nil {
+		f.localNames = append(f.localNames, f.mainContext().name)
+	}
 	if sub := f.attrs["contextsubdir"]; sub != "" && f.context != nil {
 		f.context = subdir(f.context, sub)
 	}
@@ -296,7 +328,7 @@ func (f *dockerfile) load(ctx context.Context) error {
 		}
 		return f.loadLocal(ctx, key)
 	}
-	f.vertex = "file"
+	f.vertex, f.fileStep = "file", file
 	return f.loadFrom(file)
 }
 
@@ -348,6 +380,8 @@ func (f *dockerfile) fetchContext(raw string) error {
 			return fmt.Errorf("read the context %s: %w", raw, err)
 		}
 		file.Op = op
+	} else {
+		f.remote = file
 	}
 	head, err := f.job.readFile(f.job.reference(file, 0, nil), name, 0, 1024)
 	if err != nil {
@@ -394,6 +428,8 @@ func (f *dockerfile) loadLocal(ctx context.Context, key string) error {
 	spec.follow = append(f.buildFiles(), own)
 	name, l := f.job.local(spec)
 	f.vertex = "local " + name
+	f.localNames = append(f.localNames, spec.name)
+	f.fileStep = &plan.Step{Op: &plan.Local{Name: name}}
 	if err := f.job.sync(l, "[internal] load build definition from "+f.filename, true); err != nil {
 		return fmt.Errorf("failed to read dockerfile: %w", err)
 	}
@@ -526,6 +562,10 @@ func (f *dockerfile) namedContext(name, value string) (parser.Context, error) {
 		if i := strings.LastIndex(store, ":"); i > strings.LastIndex(store, "/") {
 			store = store[:i] // a tag, for people
 		}
+		if f.layouts == nil {
+			f.layouts = map[string]string{}
+		}
+		f.layouts[store+"@"+dgst] = name
 		return parser.Context{Layout: store, Image: dgst}, nil
 	}
 	return parser.Context{}, fmt.Errorf("unsupported context source %s for %s", kind, name)
@@ -540,6 +580,8 @@ func (j *job) resolve(ctx context.Context, ref string, p ocispec.Platform, pull 
 	done := progress.Event{Kind: progress.Done, Time: time.Now(), Vertex: id}
 	if err != nil {
 		done.Error = err.Error()
+	} else {
+		j.resolved(b, "", p, false)
 	}
 	report(done)
 	return b, err

@@ -9,7 +9,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
+	"github.com/containerd/platforms"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/identity"
@@ -20,6 +22,8 @@ import (
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/strake-build/strake/attest"
+	"github.com/strake-build/strake/attest/provenance"
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/builder/export"
 	"github.com/strake-build/strake/layers"
@@ -57,7 +61,13 @@ type job struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
+	id      string // of the build, in provenance
+	started time.Time
+	attests attest.Request
+
 	mu      sync.Mutex
+	bases   []provenance.Image // images that were looked up
+	facts   []func(*plan.Step) provenance.Fact
 	refs    map[string]*reference
 	locals  map[string]*local
 	ssh     map[string]string // sockets of agents, by ID
@@ -80,12 +90,15 @@ type reference struct {
 	// output of the step
 	output int
 	def    *pb.Definition
+	origin *origin // nil: no frontend made it
 
 	mu   sync.Mutex
 	done bool
 	tree layers.Tree
 	src  snapshot.Sources
-	err  error
+	// blobs are what base images' manifests name for layers of tree.
+	blobs map[layers.ID]ocispec.Descriptor
+	err   error
 }
 
 // result is what a frontend makes: references, and what is said of them.
@@ -94,13 +107,19 @@ type result struct {
 	one      *reference
 	many     map[string]*reference // by platform; values may be nil
 	metadata map[string][]byte
+	// attestations are those that a frontend made, by platform.
+	attestations map[string][]attestation
 }
 
 func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job, error) {
 	j := &job{
 		s: s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref),
 		allow: map[string]bool{}, refs: map[string]*reference{}, locals: map[string]*local{},
-		ssh: map[string]string{}, returned: make(chan returned, 1),
+		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(),
+	}
+	var err error
+	if j.attests, err = parseAttests(req.FrontendAttrs); err != nil {
+		return nil, err
 	}
 	for _, e := range req.Entitlements {
 		name, _, _ := strings.Cut(e, "=")
@@ -240,8 +259,15 @@ func (j *job) evaluate(refs ...*reference) error {
 		return err
 	}
 	for i, r := range todo {
-		r.done, r.tree, r.src = true, results[i].Tree, results[i].Sources
+		r.done, r.tree, r.src, r.blobs = true, results[i].Tree, results[i].Sources, results[i].Blobs
 	}
+	fact := results[0].Fact // of all steps of the run
+	j.mu.Lock()
+	j.facts = append(j.facts, func(s *plan.Step) provenance.Fact {
+		f := fact(s)
+		return provenance.Fact{ID: f.ID, Outputs: f.Outputs}
+	})
+	j.mu.Unlock()
 	return nil
 }
 
@@ -255,9 +281,7 @@ func (j *job) run(refs []*reference) ([]builder.Result, error) {
 		if !ok {
 			return nil
 		}
-		j.mu.Lock()
-		l := j.locals[op.Name]
-		j.mu.Unlock()
+		l := j.findLocal(op.Name)
 		if l == nil {
 			return fmt.Errorf("no directory of the client is known as %s", op.Name)
 		}
@@ -350,6 +374,9 @@ func (j *job) images(res *result) ([]export.Image, error) {
 	var refs []*reference
 	for _, e := range entries {
 		refs = append(refs, e.ref)
+		for _, a := range res.attestations[e.id] {
+			refs = append(refs, a.ref)
+		}
 	}
 	if err := j.evaluate(refs...); err != nil {
 		return nil, err
@@ -358,7 +385,10 @@ func (j *job) images(res *result) ([]export.Image, error) {
 	for _, e := range entries {
 		img := export.Image{Target: plan.Target{Platform: e.platform, Image: e.config}}
 		if e.ref != nil {
-			img.Target.Step, img.Tree, img.Sources = e.ref.step, e.ref.tree, e.ref.src
+			img.Target.Step, img.Tree, img.Sources, img.Blobs = e.ref.step, e.ref.tree, e.ref.src, e.ref.blobs
+		}
+		if img.Attestations, err = j.attestationsOf(res, e, img); err != nil {
+			return nil, err
 		}
 		out = append(out, img)
 	}
@@ -384,7 +414,7 @@ func (r *result) entries(def ocispec.Platform) ([]entry, error) {
 	var out []entry
 	switch {
 	case r.many == nil:
-		e := entry{platform: def, ref: r.one}
+		e := entry{id: platforms.FormatAll(platforms.Normalize(def)), platform: def, ref: r.one}
 		if len(list.Platforms) == 1 {
 			e.id, e.platform = list.Platforms[0].ID, list.Platforms[0].Platform
 		}
@@ -428,7 +458,7 @@ func (r *result) wire() *gwpb.Result {
 		}
 		return &gwpb.Ref{Id: r.id, Def: r.def}
 	}
-	out := &gwpb.Result{Metadata: r.metadata}
+	out := &gwpb.Result{Metadata: r.metadata, Attestations: r.wireAttestations()}
 	if r.many == nil {
 		out.Result = &gwpb.Result_Ref{Ref: ref(r.one)}
 		return out
@@ -469,6 +499,9 @@ func (j *job) unwire(r *gwpb.Result) (*result, error) {
 			ids[k] = v.GetId()
 		}
 		err = many(ids)
+	}
+	if err == nil {
+		out.attestations, err = j.unwireAttestations(r.GetAttestations())
 	}
 	return out, err
 }

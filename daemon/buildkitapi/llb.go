@@ -261,7 +261,7 @@ func (t *translation) sourceOp(n *node, step *plan.Step, src *pb.SourceOp) error
 	case "git":
 		step.Op = gitOf(rest, attrs)
 	case strings.TrimSuffix(schemeResult, "://"):
-		ref, err := t.job.lookup(rest)
+		ref, err := t.job.lookupAny(rest)
 		if err != nil || ref == nil {
 			return fmt.Errorf("no such result %q: it is of another build", rest)
 		}
@@ -273,6 +273,7 @@ func (t *translation) sourceOp(n *node, step *plan.Step, src *pb.SourceOp) error
 		if err != nil {
 			return err
 		}
+		t.job.resolved(b, rest, step.Platform, true)
 		step.Op = &plan.Image{Ref: b.Ref, Digest: b.Digest, Platform: step.Platform, Layout: store}
 	default:
 		return fmt.Errorf("unknown source scheme %q", scheme)

@@ -13,10 +13,12 @@ import (
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/session/filesync"
+	"github.com/moby/buildkit/util/staticfs"
 	"github.com/tonistiigi/fsutil"
 	fstypes "github.com/tonistiigi/fsutil/types"
 
 	"github.com/strake-build/strake/builder/export"
+	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/compress"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/progress"
@@ -142,15 +144,26 @@ func (o *output) set(key, value string, oci *bool) (err error) {
 			return err
 		}
 		return fmt.Errorf("push-by-digest is not supported")
-	default:
-		if strings.HasPrefix(key, "annotation-") {
-			return fmt.Errorf("%s: annotations of manifests alone are supported (annotation.NAME)", key)
+	case "oci-artifact":
+		artifact := true
+		err := flag(&artifact)
+		o.Legacy = !artifact
+		return err
+	case "attestation-inline":
+		return flag(&o.Inline)
+	case "attestation-prefix":
+		if strings.Contains(value, "/") {
+			return fmt.Errorf("invalid %s %q: it begins a file name", key, value)
 		}
-		if k, ok := strings.CutPrefix(key, "annotation."); ok {
-			if o.Annotations == nil {
-				o.Annotations = map[string]string{}
-			}
-			o.Annotations[k] = value
+		o.AttestationPrefix = value
+	case "attestations":
+		// Ours: index, or referrers.
+		o.Referrers = value == "referrers"
+	default:
+		a, ok, err := export.AnnotationAttr(key, value)
+		if ok {
+			o.Annotations = append(o.Annotations, a)
+			return err
 		}
 	}
 	return nil
@@ -274,7 +287,11 @@ func (j *job) local2client(res *result, images []export.Image, o output) (err er
 	}
 	var dirs []fsutil.Dir
 	for i, img := range images {
-		fs, err := j.fs(j.ctx, img, o.Epoch)
+		suffix := ""
+		if res.many != nil && !split {
+			suffix = strings.ReplaceAll(entries[i].id, "/", "_")
+		}
+		fs, err := j.fs(j.ctx, img, o, suffix)
 		if err != nil {
 			return err
 		}
@@ -345,7 +362,8 @@ func disjoint(ctx context.Context, dirs []fsutil.Dir) error {
 	return nil
 }
 
-func (j *job) fs(ctx context.Context, img export.Image, epoch *time.Time) (fsutil.FS, error) {
+// fs are the files of an image, with what is said of them.
+func (j *job) fs(ctx context.Context, img export.Image, o output, suffix string) (fsutil.FS, error) {
 	var v *snapshot.View
 	if len(img.Tree) > 0 {
 		var err error
@@ -353,7 +371,23 @@ func (j *job) fs(ctx context.Context, img export.Image, epoch *time.Time) (fsuti
 			return nil, err
 		}
 	}
-	return viewFS{ctx: ctx, v: v, epoch: epoch}, nil
+	files, err := export.Statements(ctx, v, img, o.AttestationPrefix, suffix)
+	if err != nil {
+		return nil, err
+	}
+	var fs fsutil.FS = viewFS{ctx: ctx, v: v, epoch: o.Epoch}
+	if len(files) == 0 {
+		return fs, nil
+	}
+	said := staticfs.NewFS()
+	for _, f := range files {
+		st := &fstypes.Stat{Path: f.Name, Mode: 0o600, Size: int64(len(f.Data)), ModTime: layers.DefaultModTime.UnixNano()}
+		if o.Epoch != nil {
+			st.ModTime = o.Epoch.UnixNano()
+		}
+		said.Add(f.Name, st, f.Data)
+	}
+	return staticfs.NewMergeFS(fs, said), nil
 }
 
 // cutScheme cuts "scheme://" off.
