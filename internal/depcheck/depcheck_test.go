@@ -79,6 +79,8 @@ var allowed = []struct {
 	{"internal/scripttest", nil},
 	{"internal/depcheck", nil},
 	{"layers", []string{"layers/blob", "layers/compress"}},
+	{"attest", []string{"layers"}},
+	{"attest/...", []string{"attest", "plan", "layers", "layers/snapshot", "builder/file"}},
 	{"layers/...", []string{"layers/...", "state", "internal/flight", "internal/manifest"}},
 	{"parser/...", []string{"plan", "parser/..."}},
 	{"cache/...", []string{"layers", "layers/blob", "state", "cache/..."}},
@@ -88,7 +90,7 @@ var allowed = []struct {
 	{"state/builds", []string{"state", "progress"}},
 	{"builder/source/...", []string{"layers/...", "plan", "progress", "state", "builder/source/...", "internal/flight"}},
 	{"builder/file", []string{"layers/...", "plan"}},
-	{"builder/export", []string{"plan", "layers/...", "progress", "registry", "registry/..."}},
+	{"builder/export", []string{"plan", "attest", "layers/...", "progress", "registry", "registry/..."}},
 	{"builder", []string{"plan", "progress", "state", "cache", "registry", "layers/...", "builder/...", "internal/flight"}},
 	{"container/...", []string{"builder/sandbox/...", "builder/file", "layers", "layers/...", "container/..."}},
 	{"daemon/...", []string{"..."}},
@@ -133,7 +135,7 @@ func TestImportsPointDown(t *testing.T) {
 			if bk, ok := strings.CutPrefix(imp, "github.com/moby/buildkit/"); ok {
 				// The daemon speaks BuildKit's protocols; its solver and its
 				// client stay out.
-				if name == "daemon/buildkitapi" && regexp.MustCompile(`^(api/.*|session(/.*)?|solver/(pb|errdefs)|frontend/gateway/pb|util/grpcerrors|identity)$`).MatchString(bk) {
+				if name == "daemon/buildkitapi" && regexp.MustCompile(`^(api/.*|session(/.*)?|solver/(pb|errdefs)|frontend/gateway/pb|util/(grpcerrors|staticfs)|identity)$`).MatchString(bk) {
 					continue
 				}
 				if name != "parser" || !regexp.MustCompile(`^frontend/dockerfile/(parser|instructions|shell|command|linter|dfgitutil)$`).MatchString(bk) {
@@ -196,7 +198,7 @@ var licences = []struct{ name, text string }{
 // fails the test.
 func licence(t *testing.T, dir string) string {
 	t.Helper()
-	for _, name := range []string{"LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING", "License", "LICENSE.BSD"} {
+	for _, name := range []string{"LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING", "License", "LICENSE.BSD", "LICENSE.code"} {
 		data, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil {
 			continue

@@ -76,8 +76,64 @@ func pushBusybox(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(remote.Write(ref, img))
 }
 
-// images returns what a reference, archive or OCI layout holds.
-func images(ts *testscript.TestScript, arg string) []v1.Image {
+// images returns the images that a reference, archive or OCI layout holds.
+func images(ts *testscript.TestScript, arg string) (out []v1.Image) {
+	for _, img := range manifests(ts, arg) {
+		if !isAttestation(ts, img) {
+			out = append(out, img)
+		}
+	}
+	return out
+}
+
+// isAttestation reports whether a manifest's layers are statements.
+func isAttestation(ts *testscript.TestScript, img v1.Image) bool {
+	m, err := img.Manifest()
+	ts.Check(err)
+	return len(m.Layers) > 0 && m.Layers[0].MediaType == "application/vnd.in-toto+json"
+}
+
+// printStatements prints the in-toto statements beside images, or those that
+// refer to one.
+func printStatements(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) == 0 || len(args) > 2 || len(args) == 2 && args[0] != "-referrers" {
+		ts.Fatalf("usage: statements [-referrers] REF|ARCHIVE")
+	}
+	var found []v1.Image
+	if len(args) == 1 {
+		found = manifests(ts, args[0])
+	} else {
+		ref, err := name.ParseReference(args[1])
+		ts.Check(err)
+		desc, err := remote.Get(ref)
+		ts.Check(err)
+		idx, err := remote.Referrers(ref.Context().Digest(desc.Digest.String()))
+		ts.Check(err)
+		m, err := idx.IndexManifest()
+		ts.Check(err)
+		for _, d := range m.Manifests {
+			img, err := remote.Image(ref.Context().Digest(d.Digest.String()))
+			ts.Check(err)
+			found = append(found, img)
+		}
+	}
+	for _, img := range found {
+		if !isAttestation(ts, img) {
+			continue
+		}
+		list, err := img.Layers()
+		ts.Check(err)
+		for _, l := range list {
+			r, err := l.Compressed()
+			ts.Check(err)
+			data, err := io.ReadAll(r)
+			ts.Check(err)
+			printJSON(ts, data)
+		}
+	}
+}
+
+func manifests(ts *testscript.TestScript, arg string) []v1.Image {
 	if p := ts.MkAbs(arg); strings.HasSuffix(arg, ".tar") || isDir(p) {
 		if isDir(p) {
 			return layoutImages(ts, p)

@@ -60,6 +60,7 @@ func Params(dir string, update bool) testscript.Params {
 			"config":       printConfig,
 			"manifest":     printManifest,
 			"layers":       printLayers,
+			"statements":   printStatements,
 			"tartree":      printTar,
 			"subst":        subst,
 			"mktar":        makeTar,
