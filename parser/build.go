@@ -26,6 +26,34 @@ import (
 // their base images, all at once, then it makes the steps, one target after the
 // other so that they can share them.
 func planBuild(ctx context.Context, f *File, o *Options) (*plan.Build, error) {
+	targets, err := planTargets(ctx, f, o)
+	if err != nil {
+		var found []plan.Warning
+		for _, t := range targets {
+			if t != nil {
+				found = append(found, t.warnings...)
+			}
+		}
+		return &plan.Build{Warnings: sortWarnings(found)}, err
+	}
+	out := &plan.Build{}
+	for i, t := range targets {
+		pt, err := t.plan()
+		if i == 0 { // the others find the same, or what is of their platform
+			out.Warnings = t.warnings
+		}
+		if err != nil {
+			return &plan.Build{Warnings: sortWarnings(out.Warnings)}, err
+		}
+		out.Targets = append(out.Targets, pt)
+	}
+	out.Warnings = sortWarnings(out.Warnings)
+	return out, nil
+}
+
+// planTargets reads the stages of each target and resolves their base images.
+// The targets that come with an error may be nil, or have warnings.
+func planTargets(ctx context.Context, f *File, o *Options) ([]*target, error) {
 	if o.BuildPlatform.OS == "" || o.BuildPlatform.Architecture == "" {
 		return nil, errors.New("the platform of this machine is not known")
 	}
@@ -61,28 +89,9 @@ func planBuild(ctx context.Context, f *File, o *Options) (*plan.Build, error) {
 		})
 	}
 	if err := g.Wait(); err != nil {
-		var found []plan.Warning
-		for _, t := range targets {
-			if t != nil {
-				found = append(found, t.warnings...)
-			}
-		}
-		return &plan.Build{Warnings: sortWarnings(found)}, firstCause(ctx, errs)
+		return targets, firstCause(ctx, errs)
 	}
-
-	out := &plan.Build{}
-	for i, t := range targets {
-		pt, err := t.plan()
-		if i == 0 { // the others find the same, or what is of their platform
-			out.Warnings = t.warnings
-		}
-		if err != nil {
-			return &plan.Build{Warnings: sortWarnings(out.Warnings)}, err
-		}
-		out.Targets = append(out.Targets, pt)
-	}
-	out.Warnings = sortWarnings(out.Warnings)
-	return out, nil
+	return targets, nil
 }
 
 // firstCause returns the first error that is not the echo of another one.
@@ -150,6 +159,7 @@ type target struct {
 
 	syntax   *syntax
 	globals  *env // arguments that FROM sees
+	declared map[string]globalArg
 	epoch    *time.Time
 	budget   *budget
 	expander *expander
@@ -173,7 +183,7 @@ type target struct {
 func newTarget(ctx context.Context, b *builder, p ocispec.Platform) (*target, error) {
 	t := &target{
 		builder: b, platform: p, implicit: len(b.o.Platforms) == 0, multi: len(b.o.Platforms) > 1,
-		budget: &budget{}, byName: map[string]*stage{}, proxy: proxyEnv(b.args),
+		budget: &budget{}, byName: map[string]*stage{}, declared: map[string]globalArg{}, proxy: proxyEnv(b.args),
 	}
 	if err := t.openLinter(); err != nil {
 		return t, err

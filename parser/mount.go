@@ -20,9 +20,13 @@ func (x *execBuilder) addMounts(c *instructions.RunCommand) error {
 		var err error
 		switch m.Type {
 		case instructions.MountTypeSecret:
-			mount, err = x.secret(m)
+			if mount, err = x.secret(m); err == nil {
+				x.needs.secrets = append(x.needs.secrets, Need{mount.ID, mount.Required, x.t.file.sourceAt(c.Location())})
+			}
 		case instructions.MountTypeSSH:
-			mount, err = x.ssh(m)
+			if mount, err = x.ssh(m); err == nil {
+				x.needs.ssh = append(x.needs.ssh, Need{mount.ID, mount.Required, x.t.file.sourceAt(c.Location())})
+			}
 		case instructions.MountTypeTmpfs:
 			mount = plan.Mount{Type: plan.MountTmpfs, Input: -1, Size: m.SizeLimit, Readonly: m.ReadOnly}
 		case instructions.MountTypeCache:
