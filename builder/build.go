@@ -40,6 +40,7 @@ func (b *Builder) Build(ctx context.Context, r Request) ([]Result, error) {
 		bindings: map[layers.ID]*vertex{},
 		pulls:    map[layers.ID]*vertex{},
 		blobs:    map[layers.ID]ocispec.Descriptor{},
+		renewed:  map[string]bool{},
 	}
 	for _, t := range r.Build.Targets {
 		if t.Step != nil {
@@ -89,6 +90,7 @@ type build struct {
 	bindings map[layers.ID]*vertex            // recipe layers of this build's steps
 	pulls    map[layers.ID]*vertex            // layers of base images
 	blobs    map[layers.ID]ocispec.Descriptor // what their manifests name for them
+	renewed  map[string]bool                  // cache mounts that were made anew
 }
 
 // vertex is a step in this build.

@@ -67,6 +67,12 @@ func planTargets(ctx context.Context, f *File, o *Options) ([]*target, error) {
 	if ref := b.args["BUILDKIT_SYNTAX"]; ref != "" && !builtinSyntax(ref) {
 		return nil, fmt.Errorf("build arg BUILDKIT_SYNTAX: syntax image %q is not supported: only docker/dockerfile is built in", ref)
 	}
+	if v := b.args[gitAdviceArg]; v != "" {
+		var err error
+		if b.gitAdvice, err = strconv.ParseBool(v); err != nil {
+			return nil, fmt.Errorf("build arg %s=%s: it is true or false", gitAdviceArg, shorten(v))
+		}
+	}
 	if len(o.Exclude) > 0 {
 		m, err := ignore.New(o.Exclude)
 		if err != nil {
@@ -112,13 +118,17 @@ func firstCause(ctx context.Context, errs []error) error {
 	return echo
 }
 
+// gitAdviceArg is the build arg that has git's advice shown.
+const gitAdviceArg = "BUILDKIT_GIT_ADVICE"
+
 // A builder holds what the targets of one build share.
 type builder struct {
-	file   *File
-	o      *Options
-	args   map[string]string // build args
-	images *images
-	ignore *ignore.Matcher // of the main context; nil for none
+	file      *File
+	o         *Options
+	args      map[string]string // build args
+	images    *images
+	ignore    *ignore.Matcher // of the main context; nil for none
+	gitAdvice bool
 
 	steps map[[sha256.Size]byte]*plan.Step // made so far, by what they are
 }

@@ -81,7 +81,7 @@ func (x *execBuilder) bind(m *instructions.Mount, from *stage) (plan.Mount, erro
 func (x *execBuilder) cache(m *instructions.Mount, from *stage) (plan.Mount, error) {
 	mount := plan.Mount{
 		Type: plan.MountCache, Input: -1, Source: path.Join("/", m.Source), Readonly: m.ReadOnly,
-		ID: m.CacheID, Sharing: plan.SharingShared, Mode: 0o755,
+		ID: m.CacheID, Sharing: plan.SharingShared,
 	}
 	if m.From != "" {
 		src, err := x.mountSource(m, from)
@@ -103,6 +103,9 @@ func (x *execBuilder) cache(m *instructions.Mount, from *stage) (plan.Mount, err
 		mount.ID = ns + "/" + mount.ID
 	}
 	setFileInfo(&mount, m)
+	if mount.Mode == 0 && (m.UID != nil || m.GID != nil || m.Mode != nil) {
+		mount.Mode = 0o755
+	}
 	return mount, nil
 }
 
