@@ -28,6 +28,15 @@ func (b *Builder) slotCount() int {
 // Build runs the plan and returns a result for each of its targets. The error
 // is a *StepError where a step failed; if ctx ended, it is the context's cause.
 func (b *Builder) Build(ctx context.Context, r Request) ([]Result, error) {
+	for {
+		results, err := b.build(ctx, r)
+		if err == nil || ctx.Err() != nil || !b.Again(&r, err) {
+			return results, err
+		}
+	}
+}
+
+func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	if r.Progress == nil {
@@ -35,18 +44,25 @@ func (b *Builder) Build(ctx context.Context, r Request) ([]Result, error) {
 	}
 	bd := &build{
 		b: b, r: r, cancel: cancel,
-		vertices: map[*plan.Step]*vertex{},
-		fresh:    map[cache.Key]cache.Record{},
-		bindings: map[layers.ID]*vertex{},
-		pulls:    map[layers.ID]*vertex{},
-		blobs:    map[layers.ID]ocispec.Descriptor{},
-		renewed:  map[string]bool{},
+		vertices:   map[*plan.Step]*vertex{},
+		fresh:      map[cache.Key]cache.Record{},
+		bindings:   map[layers.ID]*vertex{},
+		pulls:      map[layers.ID]*vertex{},
+		blobs:      map[layers.ID]ocispec.Descriptor{},
+		identityOf: map[*vertex]cache.Record{},
+	}
+	if r.again > 0 {
+		bd.prefix = fmt.Sprintf("again%d/", r.again)
+	}
+	if r.offline {
+		bd.r.CacheFrom = nil
 	}
 	for _, t := range r.Build.Targets {
 		if t.Step != nil {
 			bd.add(t.Step)
 		}
 	}
+	bd.findMinimal()
 
 	results := make([]Result, len(r.Build.Targets))
 	g, gctx := errgroup.WithContext(ctx)
@@ -67,7 +83,9 @@ func (b *Builder) Build(ctx context.Context, r Request) ([]Result, error) {
 			return nil
 		})
 	}
-	if err := g.Wait(); err != nil {
+	err := g.Wait()
+	bd.exportKnown(ctx)
+	if err != nil {
 		// The first failure is the cause; what others say is its echo.
 		if cause := context.Cause(ctx); cause != nil {
 			return nil, cause
@@ -84,13 +102,16 @@ type build struct {
 	cancel   context.CancelCauseFunc
 	vertices map[*plan.Step]*vertex
 	order    []*vertex
+	prefix   string // of vertex IDs, in a build that begins again
 
-	mu       sync.Mutex
-	fresh    map[cache.Key]cache.Record       // made by this build
-	bindings map[layers.ID]*vertex            // recipe layers of this build's steps
-	pulls    map[layers.ID]*vertex            // layers of base images
-	blobs    map[layers.ID]ocispec.Descriptor // what their manifests name for them
-	renewed  map[string]bool                  // cache mounts that were made anew
+	minimal map[*vertex]bool // see exported
+
+	mu         sync.Mutex
+	identityOf map[*vertex]cache.Record         // of results that only memos are known of
+	fresh      map[cache.Key]cache.Record       // made by this build
+	bindings   map[layers.ID]*vertex            // recipe layers of this build's steps
+	pulls      map[layers.ID]*vertex            // layers of base images
+	blobs      map[layers.ID]ocispec.Descriptor // what their manifests name for them
 }
 
 // vertex is a step in this build.
@@ -106,7 +127,10 @@ type vertex struct {
 	result future[cache.Record]
 	base   future[*baseTree] // of an Image
 	remote future[string]    // of HTTP and Git: see remote
-	whole  *vertex           // of a Local: see copyAll
+	// assumed are content digests that are known of inputs which may not be
+	// here.
+	assumed map[int]assumption
+	whole   *vertex // of a Local: see copyAll
 
 	mu       sync.Mutex
 	reported bool // Cached or Start was sent
@@ -121,6 +145,8 @@ func newVertex(s *plan.Step, id string, inputs []*vertex) *vertex {
 		result: newFuture[cache.Record](),
 		base:   newFuture[*baseTree](),
 		remote: newFuture[string](),
+
+		assumed: map[int]assumption{},
 	}
 }
 
@@ -141,7 +167,7 @@ func (bd *build) add(s *plan.Step) *vertex {
 		}
 		v.inputs = append(v.inputs, iv)
 	}
-	v.id = fmt.Sprintf("v%d", len(bd.order))
+	v.id = fmt.Sprintf("%sv%d", bd.prefix, len(bd.order))
 	bd.vertices[s] = v
 	bd.order = append(bd.order, v)
 	return v
@@ -199,6 +225,10 @@ func (bd *build) find(ctx context.Context, v *vertex) (cache.Record, error) {
 		bd.cached(v)
 		return rec, nil
 	}
+	if rec, ok := bd.imported(ctx, v, key); ok {
+		bd.cached(v)
+		return rec, nil
+	}
 	// Inputs are made outside of the flight: one that waited for another
 	// step could be waiting for itself.
 	g, gctx := errgroup.WithContext(ctx)
@@ -215,6 +245,9 @@ func (bd *build) find(ctx context.Context, v *vertex) (cache.Record, error) {
 		})
 	}
 	if err := g.Wait(); err != nil {
+		return cache.Record{}, err
+	}
+	if err := bd.checkAssumed(ctx, v); err != nil {
 		return cache.Record{}, err
 	}
 	ran := false
@@ -239,6 +272,7 @@ func (bd *build) find(ctx context.Context, v *vertex) (cache.Record, error) {
 	bd.mu.Lock()
 	bd.fresh[key] = rec
 	bd.mu.Unlock()
+	bd.export(v, rec)
 	return rec, nil
 }
 

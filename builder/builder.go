@@ -21,6 +21,7 @@ import (
 	"github.com/strake-build/strake/builder/source/gitsource"
 	"github.com/strake-build/strake/builder/source/httpsource"
 	"github.com/strake-build/strake/cache"
+	"github.com/strake-build/strake/cache/remote"
 	"github.com/strake-build/strake/internal/flight"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/blob"
@@ -74,7 +75,16 @@ type Request struct {
 	// there are none.
 	SSH func(m plan.Mount) (string, error)
 	// NoCache passes over all stored results.
-	NoCache  bool
+	NoCache bool
+	// CacheFrom are asked, in order, for results that the store has not, and
+	// CacheTo get all results, even if the build fails. Who made them waits
+	// for them.
+	CacheFrom []*remote.Importer
+	CacheTo   []*remote.Exporter
+
+	again   int  // how often it began again, see Builder.Again
+	offline bool // nothing that is only in remote caches counts
+
 	Progress progress.Func
 }
 

@@ -13,7 +13,6 @@ import (
 
 	"github.com/strake-build/strake/builder/file"
 	"github.com/strake-build/strake/cache"
-	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/plan"
 )
 
@@ -27,8 +26,10 @@ import (
 // count, by their content: a COPY --from of a stage that was built anew with
 // the same outcome is not built anew itself (early cut-off).
 //
-// Content digests of trees are remembered by tree, so that a graph whose
-// results are all stored is keyed without unpacking anything.
+// Content digests of trees are remembered by tree (memos), so that a graph whose
+// results are all stored is keyed without unpacking anything. A result that a
+// remote cache has keeps the identity it had where it was made, and so its memos;
+// to know the identity is enough to key what copies from it.
 
 // keySchema changes whenever the meaning of keys or records does.
 const keySchema = "strake/1"
@@ -62,7 +63,7 @@ func (bd *build) key(ctx context.Context, v *vertex) (cache.Key, error) {
 			if err != nil {
 				return "", err
 			}
-			return hashKey(string(plan.Canonical(withoutChecksum(op))), id), nil
+			return hashKey(string(plan.Canonical(op)), id), nil
 		}
 		ids, err := bd.identities(ctx, v)
 		if err != nil {
@@ -70,22 +71,6 @@ func (bd *build) key(ctx context.Context, v *vertex) (cache.Key, error) {
 		}
 		return hashKey(append([]string{string(plan.Canonical(v.step.Op)), platformKey(v.step)}, ids...)...), nil
 	})
-}
-
-// withoutChecksum is an HTTP or Git op without what its result was checked
-// against when it was resolved: the result is the same.
-func withoutChecksum(op plan.Op) plan.Op {
-	switch op := op.(type) {
-	case *plan.HTTP:
-		plain := *op
-		plain.Checksum = ""
-		return &plain
-	case *plan.Git:
-		plain := *op
-		plain.Checksum = ""
-		return &plain
-	}
-	return op
 }
 
 func platformKey(s *plan.Step) string {
@@ -174,30 +159,40 @@ func (bd *build) identity(ctx context.Context, v *vertex, i int) (string, error)
 func (bd *build) contentDigest(ctx context.Context, v *vertex, i int) (digest.Digest, error) {
 	in := v.inputs[i]
 	if _, ok := in.step.Op.(*plan.Local); ok {
-		fin, err := bd.fileInput(ctx, v, i)
-		if err != nil {
-			return "", err
+		return bd.digestNow(ctx, v, i)
+	}
+	selector := string(hashKey(string(plan.Canonical(v.step.Op)), strconv.Itoa(i)))
+	if id, ok := bd.knownTree(ctx, in, v.step.Inputs[i].Output); ok {
+		if d, ok := bd.memo(ctx, id, selector); ok {
+			bd.mu.Lock()
+			v.assumed[i] = assumption{id, d}
+			bd.mu.Unlock()
+			return d, nil
 		}
-		d, err := selectionDigest(ctx, v.step.Op, i, fin)
-		return d, bd.stepError(v, err)
 	}
 	tree, err := bd.inputTree(ctx, v, i)
 	if err != nil {
 		return "", err
 	}
-	id, selector := treeKey(tree), string(hashKey(string(plan.Canonical(v.step.Op)), strconv.Itoa(i)))
-	if d, ok := bd.b.Cache.Memo(id, selector); ok {
+	id := bd.treeID(in, tree, v.step.Inputs[i].Output)
+	if d, ok := bd.memo(ctx, id, selector); ok {
 		return d, nil
 	}
+	d, err := bd.digestNow(ctx, v, i)
+	if err != nil {
+		return "", err
+	}
+	return d, bd.putMemo(id, selector, d)
+}
+
+// digestNow is contentDigest of what is there.
+func (bd *build) digestNow(ctx context.Context, v *vertex, i int) (digest.Digest, error) {
 	fin, err := bd.fileInput(ctx, v, i)
 	if err != nil {
 		return "", err
 	}
 	d, err := selectionDigest(ctx, v.step.Op, i, fin)
-	if err != nil {
-		return "", bd.stepError(v, err)
-	}
-	return d, bd.b.Cache.PutMemo(id, selector, d)
+	return d, bd.stepError(v, err)
 }
 
 // selectionDigest is the digest of what op uses of input i.
@@ -220,13 +215,4 @@ func selectionDigest(ctx context.Context, op plan.Op, i int, in file.Input) (dig
 		return digest.NewDigestFromEncoded(digest.SHA256, string(hashKey(parts...))), nil
 	}
 	return "", fmt.Errorf("%T selects no paths", op)
-}
-
-// treeKey identifies a tree for content memos.
-func treeKey(t layers.Tree) string {
-	ids := make([]string, len(t))
-	for i, id := range t {
-		ids[i] = string(id)
-	}
-	return string(hashKey(append([]string{"tree"}, ids...)...))
 }

@@ -35,11 +35,11 @@ func (bd *build) openBlob(ctx context.Context, l snapshot.Layer, desc ocispec.De
 	for _, origin := range l.Origins {
 		r, rerr := bd.b.Registry.Blob(ctx, origin, desc, report)
 		if rerr == nil {
-			return r, nil
+			return bd.mayBeLost(l.ID, r), nil
 		}
 		err = errors.Join(err, rerr)
 	}
-	return nil, err
+	return nil, bd.lost(ctx, l.ID, err)
 }
 
 func (bd *build) pullVertex(id layers.ID) *vertex {
@@ -138,7 +138,7 @@ func (bd *build) available(v *vertex, rec cache.Record) bool {
 
 func (bd *build) hasBlob(l snapshot.Layer) bool {
 	for _, desc := range l.Blobs {
-		if len(l.Origins) > 0 {
+		if len(l.Origins) > 0 && !(bd.r.offline && l.Cached) {
 			return true
 		}
 		if _, err := bd.b.Blobs.Stat(desc.Digest); err == nil {

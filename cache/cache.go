@@ -50,7 +50,11 @@ type Record struct {
 	Key Key `json:"key"`
 	// Outputs are the trees of the step's results.
 	Outputs []layers.Tree `json:"outputs"`
-	Made    time.Time     `json:"made"`
+	// Trees are what Outputs are known by in memos, where that is not their
+	// layers' IDs: a result that came from a remote cache keeps the identities
+	// that it had where it was made.
+	Trees []string  `json:"trees,omitempty"`
+	Made  time.Time `json:"made"`
 	// Used is when the record was last looked up, to the hour.
 	Used time.Time     `json:"used"`
 	Took time.Duration `json:"took"`

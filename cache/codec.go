@@ -27,6 +27,8 @@ const (
 	tagPlatform
 	tagSelector
 	tagDigest
+
+	tagTree tag = 32
 )
 
 var errPayload = errors.New("damaged record content")
@@ -96,6 +98,9 @@ func encodeRecord(r Record) string {
 		}
 		b = appendField(b, tagOutput, string(list))
 	}
+	for _, id := range r.Trees {
+		b = appendField(b, tagTree, id)
+	}
 	b = appendInt(b, tagMade, r.Made.UnixNano())
 	b = appendInt(b, tagTook, int64(r.Took))
 	b = appendField(b, tagName, r.Why.Name)
@@ -130,6 +135,8 @@ func decodeRecord(payload string) (r Record, err error) {
 				tree = append(tree, layers.ID(layer))
 			}
 			r.Outputs = append(r.Outputs, tree)
+		case tagTree:
+			r.Trees = append(r.Trees, s)
 		case tagMade:
 			n, err = decodeInt(s)
 			r.Made = time.Unix(0, n).UTC()

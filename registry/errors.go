@@ -119,6 +119,12 @@ func (e *stallError) Error() string {
 	return fmt.Sprintf("stalled: no data for %s", e.after)
 }
 
+// Timeout implements [net.Error].
+func (e *stallError) Timeout() bool { return true }
+
+// Temporary implements [net.Error].
+func (e *stallError) Temporary() bool { return true }
+
 // permanent marks an error that another attempt would meet again.
 type permanent struct{ error }
 

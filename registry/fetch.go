@@ -13,6 +13,7 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/progress"
 )
 
@@ -20,8 +21,11 @@ import (
 // its mirrors. The stream resumes by itself, and ends with an error if it does
 // not have the digest and size of desc. report gets Status events with the
 // action "downloading". Addresses in desc.URLs are never fetched: a registry
-// could send us anywhere.
+// could send us anywhere. An origin that is a URL is left to Options.Origins.
 func (c *Client) Blob(ctx context.Context, origin string, desc ocispec.Descriptor, report progress.Func) (io.ReadCloser, error) {
+	if strings.Contains(origin, "://") {
+		return c.elsewhere(ctx, origin, desc, newMeter(report, desc, "downloading"))
+	}
 	r, err := parseRepository(origin)
 	if err != nil {
 		return nil, err
@@ -192,6 +196,25 @@ func (f *fetch) open() error {
 		}
 	}
 	return nil
+}
+
+// elsewhere opens a blob whose origin is a URL, and verifies it.
+func (c *Client) elsewhere(ctx context.Context, origin string, desc ocispec.Descriptor, m *meter) (io.ReadCloser, error) {
+	if c.options.Origins == nil {
+		return nil, fmt.Errorf("%s: blobs can't be fetched from there", origin)
+	}
+	if err := desc.Digest.Validate(); err != nil {
+		return nil, fmt.Errorf("%s: %w", origin, err)
+	}
+	r, err := c.options.Origins(ctx, origin, desc)
+	if err != nil {
+		return nil, fmt.Errorf("blob %s of %s: %w", desc.Digest, origin, err)
+	}
+	src := &source{ref: blob.Ref{Desc: desc}, r: r, verifier: desc.Digest.Verifier(), meter: m}
+	return struct {
+		io.Reader
+		io.Closer
+	}{src, r}, nil
 }
 
 // rangeStart reads the start of "bytes 5-9/10".

@@ -93,6 +93,22 @@ func (r ref) name() string {
 	return r.tag
 }
 
+// Host is the registry of a reference: "docker.io".
+func Host(ref string) (string, error) {
+	r, err := parseRepository(ref)
+	return r.domain, err
+}
+
+// SplitTag returns the repository of a reference, as Repository does, and its
+// tag; empty if it has none. A digest is an error.
+func SplitTag(ref string) (repository, tag string, err error) {
+	r, err := parseRepository(ref)
+	if err == nil && r.digest != "" {
+		err = fmt.Errorf("%s: a digest names what never changes", ref)
+	}
+	return r.repository(), r.tag, err
+}
+
 // Repository is the repository of a reference, as blob.Ref.Origins has it:
 // "docker.io/library/alpine".
 func Repository(ref string) (string, error) {

@@ -17,9 +17,11 @@
 package registry
 
 import (
+	"context"
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -51,6 +53,9 @@ type Options struct {
 	// $DOCKER_CONFIG or ~/.docker, as the caller's environment says.
 	ConfigDir string
 	UserAgent string
+	// Origins opens blobs whose origin is a URL instead of a repository; nil:
+	// there are none.
+	Origins func(ctx context.Context, origin string, desc ocispec.Descriptor) (io.ReadCloser, error)
 	// Blobs keeps the manifests and configurations that Resolve fetched by
 	// their digests, so that they are not fetched again; nil: they are.
 	Blobs *blob.Store

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/strake-build/strake/attest"
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/builder/export"
 	"github.com/strake-build/strake/parser"
@@ -28,6 +29,7 @@ type buildOptions struct {
 	displayOptions
 	resourceOptions
 	attestOptions
+	cacheOptions
 
 	file          string
 	tags          []string
@@ -83,6 +85,7 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	o.registryOptions.addFlags(f)
 	o.sandboxOptions.addFlags(f)
 	o.resourceOptions.addFlags(f)
+	o.cacheOptions.addFlags(f)
 	o.displayOptions.addFlags(f, "show nothing, and print the image ID")
 	o.attestOptions.addFlags(f)
 	addFixed(f,
@@ -129,6 +132,8 @@ The image is put into the local store, or delivered as --output and --push say.`
   strake build -f docker/Dockerfile --target test .      # another file, one stage
   strake build -o type=oci,dest=app.tar -t app .         # into an archive
   strake build -o out --target binary .                  # only the files
+  strake build --cache-from registry.example/app-cache \
+    --cache-to type=registry,ref=registry.example/app-cache,mode=max -t app .
   strake build --secret id=token,src=token.txt .         # for RUN --mount=type=secret,id=token
   strake build - < Dockerfile`,
 		Args: nArgs(1, 1, "the build context: a directory, a URL, or - for stdin; try: strake build ."),
@@ -163,6 +168,11 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err != nil {
 		return err
 	}
+	caches, err := o.cacheOptions.parse()
+	if err != nil {
+		return err
+	}
+	o.insecure = append(o.insecure, caches.insecure()...)
 
 	s, err := openStore(e, o.registryOptions)
 	if err != nil {
@@ -206,38 +216,69 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err := o.checkAllowed(build); err != nil {
 		return err
 	}
-	results, err := b.Build(ctx, builder.Request{
+	request := builder.Request{
 		Build: build, Locals: in.locals, Secret: secrets, SSH: agents, NoCache: o.noCache, Progress: display.Event,
-	})
+	}
+	finish, err := caches.open(ctx, s, &request)
 	if err != nil {
 		return err
 	}
-	var images []export.Image
-	for _, r := range results {
-		img := export.Image{Target: r.Target, Tree: r.Tree, Sources: r.Sources, Blobs: r.Blobs}
-		if img.Attestations, err = describe.attest(ctx, r); err != nil {
-			return err
-		}
-		images = append(images, img)
-	}
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Registry: s.client, Stdout: e.stdout, Progress: display.Event}
-	for _, out := range outputs {
-		if out.Epoch == nil && len(images) > 0 {
-			out.Epoch = images[0].Target.Image.Created
-		}
-		response, err := x.Export(ctx, images, out)
-		if err != nil {
-			return err
-		}
-		for k, v := range response {
-			metadata[k] = v
-		}
+	metadata, err = deliver(ctx, b, request, x, outputs, describe.attest)
+	// What was done is worth to be kept if the rest failed, too.
+	if ferr := finish(); err == nil {
+		err = ferr
+	}
+	if err != nil {
+		return err
 	}
 	if err := b.Index.Save(); err != nil {
 		e.warnf("remember the context: %v", err)
 	}
 	e.closeDisplay(display)
 	return o.results(metadata, outputs, e)
+}
+
+type attestFunc func(context.Context, builder.Result) ([]attest.Attestation, error)
+
+// deliver builds and exports. If a remote cache turns out not to have what it
+// should, it begins again.
+func deliver(ctx context.Context, b *builder.Builder, r builder.Request, x export.Exporter, outputs []export.Output, attest attestFunc) (map[string]any, error) {
+	for {
+		metadata, err := deliverOnce(ctx, b, r, x, outputs, attest)
+		if err == nil || ctx.Err() != nil || !b.Again(&r, err) {
+			return metadata, err
+		}
+	}
+}
+
+func deliverOnce(ctx context.Context, b *builder.Builder, r builder.Request, x export.Exporter, outputs []export.Output, attest attestFunc) (map[string]any, error) {
+	results, err := b.Build(ctx, r)
+	if err != nil {
+		return nil, err
+	}
+	var images []export.Image
+	for _, r := range results {
+		img := export.Image{Target: r.Target, Tree: r.Tree, Sources: r.Sources, Blobs: r.Blobs}
+		if img.Attestations, err = attest(ctx, r); err != nil {
+			return nil, err
+		}
+		images = append(images, img)
+	}
+	metadata := map[string]any{}
+	for _, out := range outputs {
+		if out.Epoch == nil && len(images) > 0 {
+			out.Epoch = images[0].Target.Image.Created
+		}
+		response, err := x.Export(ctx, images, out)
+		if err != nil {
+			return nil, err
+		}
+		for k, v := range response {
+			metadata[k] = v
+		}
+	}
+	return metadata, nil
 }
 
 // parserOptions are the flags that say how the build file is understood.

@@ -42,7 +42,7 @@ func newLogin(e *env) *cobra.Command {
 }
 
 func runLogin(ctx context.Context, o loginOptions, server string, e *env) error {
-	client, err := o.client(e, nil)
+	client, err := o.client(e, nil, nil)
 	if err != nil {
 		return err
 	}

@@ -23,7 +23,7 @@ func newLogout(e *env) *cobra.Command {
 }
 
 func runLogout(_ context.Context, server string, e *env) error {
-	client, err := registryOptions{}.client(e, nil)
+	client, err := registryOptions{}.client(e, nil, nil)
 	if err != nil {
 		return err
 	}

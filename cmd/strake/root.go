@@ -160,8 +160,6 @@ var dockerFlags = map[string]map[string]string{
 	"build": {
 		"attest":       "strake writes no attestations yet",
 		"builder":      "there is no builder to choose, strake builds itself",
-		"cache-from":   "remote caches are not there yet; the store's own cache is always used",
-		"cache-to":     "remote caches are not there yet; results are always kept in the store",
 		"call":         "strake only builds",
 		"check":        "strake only builds; findings about the build file are shown while it does",
 		"compress":     "the build context goes nowhere that it should be compressed for",

@@ -22,6 +22,7 @@ import (
 	"github.com/strake-build/strake/builder/source/gitsource"
 	"github.com/strake-build/strake/builder/source/httpsource"
 	"github.com/strake-build/strake/cache"
+	"github.com/strake-build/strake/cache/remote/connect"
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/layers/compress"
 	"github.com/strake-build/strake/layers/image"
@@ -45,9 +46,12 @@ func (o *registryOptions) addFlags(f *pflag.FlagSet) {
 }
 
 // client speaks to registries. Manifests and configurations are kept in blobs,
-// unless it is nil.
-func (o registryOptions) client(e *env, blobs *blob.Store) (*registry.Client, error) {
+// unless it is nil; so are blobs of other remote caches fetched by caches.
+func (o registryOptions) client(e *env, blobs *blob.Store, caches *connect.Connector) (*registry.Client, error) {
 	r := registry.Options{ConfigDir: e.dockerConfig(), UserAgent: "strake/" + version(), Insecure: o.insecure, Mirrors: map[string][]string{}, Blobs: blobs}
+	if caches != nil {
+		r.Origins = caches.Blob
+	}
 	for _, m := range o.mirrors {
 		host, addr, err := splitPair("registry-mirror", m)
 		if err != nil {
@@ -89,6 +93,8 @@ type store struct {
 	images *image.Store
 	client *registry.Client
 	packer *image.Packer
+	// connector opens remote caches.
+	connector *connect.Connector
 
 	closers []func() error
 }
@@ -136,9 +142,11 @@ func openStore(e *env, o registryOptions) (_ *store, err error) {
 	if s.images, err = image.OpenStore(root, s.blobs); err != nil {
 		return nil, err
 	}
-	if s.client, err = o.client(e, s.blobs); err != nil {
+	s.connector = &connect.Connector{Getenv: e.getenv}
+	if s.client, err = o.client(e, s.blobs, s.connector); err != nil {
 		return nil, err
 	}
+	s.connector.Registry = s.client
 	segments, err := compress.OpenSegments(root.Path("segments"))
 	if err != nil {
 		return nil, err

@@ -83,6 +83,7 @@ var allowed = []struct {
 	{"attest/...", []string{"attest", "plan", "layers", "layers/snapshot", "builder/file"}},
 	{"layers/...", []string{"layers/...", "state", "internal/flight", "internal/manifest"}},
 	{"parser/...", []string{"plan", "parser/..."}},
+	{"cache/remote/...", []string{"cache/...", "layers", "layers/...", "registry", "progress", "internal/flight", "internal/manifest"}},
 	{"cache/...", []string{"layers", "layers/blob", "state", "cache/..."}},
 	{"registry", []string{"layers/blob", "progress", "internal/manifest"}},
 	{"registry/...", []string{"registry", "layers/...", "progress", "internal/manifest"}},
@@ -91,7 +92,7 @@ var allowed = []struct {
 	{"builder/source/...", []string{"layers/...", "plan", "progress", "state", "builder/source/...", "internal/flight"}},
 	{"builder/file", []string{"layers/...", "plan"}},
 	{"builder/export", []string{"plan", "attest", "layers/...", "progress", "registry", "registry/..."}},
-	{"builder", []string{"plan", "progress", "state", "cache", "registry", "layers/...", "builder/...", "internal/flight"}},
+	{"builder", []string{"plan", "progress", "state", "cache", "cache/remote", "registry", "layers/...", "builder/...", "internal/flight"}},
 	{"container/...", []string{"builder/sandbox/...", "builder/file", "layers", "layers/...", "container/..."}},
 	{"daemon/...", []string{"..."}},
 	{"cmd/...", []string{"..."}},
@@ -99,7 +100,7 @@ var allowed = []struct {
 	{"internal/testbed", nil},
 	{"internal/hostile", nil},
 	{"internal/faults", nil},
-	{"bench/...", []string{"bench/imagetree"}},
+	{"bench/...", nil},
 	{"examples/...", nil},
 }
 

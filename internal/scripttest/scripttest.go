@@ -24,6 +24,8 @@
 //	subst VAR FILE...         replace $VAR in files by its value
 //	mktar FILE DIR            make a tar of a directory
 //	fileserver VAR DIR        serve a directory by http; $VAR is its URL
+//	traffic VAR               print what the registry at $VAR was asked since the last time
+//	spoil PERCENT DIR         remove or damage blobs, as those of the registry in $VAR_BLOBS
 //
 // Conditions: [root], [userns] (an ordinary user may make user namespaces),
 // [sandbox] (processes can be run: root), [busybox].
@@ -31,8 +33,6 @@ package scripttest
 
 import (
 	"bytes"
-	"io"
-	"log"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -40,7 +40,6 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/google/go-containerregistry/pkg/registry"
 	"github.com/rogpeppe/go-internal/testscript"
 )
 
@@ -65,6 +64,8 @@ func Params(dir string, update bool) testscript.Params {
 			"subst":        subst,
 			"mktar":        makeTar,
 			"fileserver":   serveFiles,
+			"traffic":      printTraffic,
+			"spoil":        spoil,
 		},
 	}
 }
@@ -121,13 +122,6 @@ func condition(cond string) (bool, error) {
 		return exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Ur", "true").Run() == nil, nil
 	}
 	return false, os.ErrInvalid
-}
-
-func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
-	one(ts, neg, args, "registry VAR")
-	s := httptest.NewServer(registry.New(registry.Logger(log.New(io.Discard, "", 0))))
-	ts.Defer(s.Close)
-	ts.Setenv(args[0], strings.TrimPrefix(s.URL, "http://"))
 }
 
 func serveFiles(ts *testscript.TestScript, neg bool, args []string) {

@@ -115,7 +115,13 @@ type packed struct {
 // pulled reports whether a layer came as a blob: it is named by its diffID then,
 // and file times are as they came.
 func pulled(l snapshot.Layer) bool {
-	return l.DiffID != "" && l.DiffID.Validate() == nil && string(l.ID) == l.DiffID.Encoded()
+	return !l.Cached && l.DiffID != "" && l.DiffID.Validate() == nil && string(l.ID) == l.DiffID.Encoded()
+}
+
+// reachable reports whether a blob is in the store, or a cache that the layer
+// came from has it.
+func (p *Packer) reachable(l snapshot.Layer, desc ocispec.Descriptor) bool {
+	return p.have(desc) || l.Cached && len(l.Origins) > 0
 }
 
 // known is what is remembered of the layer under a key of
@@ -143,7 +149,7 @@ func (p *Packer) DiffID(ctx context.Context, id layers.ID, o PackOptions, src sn
 		return l.DiffID, nil
 	}
 	if d := known(l, o.times()).DiffID; d != "" {
-		if l.Dir || p.anyBlob(known(l, o.times()).Blobs) {
+		if l.Dir || slices.ContainsFunc(known(l, o.times()).Blobs, func(b ocispec.Descriptor) bool { return p.reachable(l, b) }) {
 			return d, nil
 		}
 	}
@@ -209,7 +215,7 @@ func (p *Packer) choose(l snapshot.Layer, o PackOptions, variant string) (ocispe
 	k := known(l, variant)
 	if !pulled(l) {
 		for _, b := range k.Blobs {
-			if k.DiffID != "" && algorithm(b) == want && p.have(b) {
+			if k.DiffID != "" && algorithm(b) == want && p.reachable(l, b) {
 				return b, true
 			}
 		}
@@ -253,7 +259,7 @@ func (p *Packer) make(ctx context.Context, l snapshot.Layer, o PackOptions, src 
 	blobs := slices.Clone(from.Blobs)
 	// One that is here before one that must be fetched.
 	slices.SortStableFunc(blobs, func(a, b ocispec.Descriptor) int { return order(p.have(b)) - order(p.have(a)) })
-	if len(blobs) > 0 && (p.have(blobs[0]) || pulled(l)) {
+	if len(blobs) > 0 && (p.reachable(l, blobs[0]) || pulled(l)) {
 		done, err := p.compress(ctx, o, func(w io.Writer) error { return p.writeBlob(ctx, l, blobs[0], src, w) })
 		if err == nil && done.tar != from.DiffID {
 			return packed{}, fmt.Errorf("blob %s has the diffID %s instead of %s", blobs[0].Digest, done.tar, from.DiffID)
@@ -416,8 +422,6 @@ func (p *Packer) have(desc ocispec.Descriptor) bool {
 	size, err := p.Blobs.Stat(desc.Digest)
 	return err == nil && size == desc.Size
 }
-
-func (p *Packer) anyBlob(blobs []ocispec.Descriptor) bool { return slices.ContainsFunc(blobs, p.have) }
 
 func (p *Packer) workers() int {
 	if p.Workers > 0 {

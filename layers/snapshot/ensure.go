@@ -87,6 +87,17 @@ func (s *Store) ensure(ctx context.Context, id layers.ID, src Sources) error {
 	}
 }
 
+// UnpackError tells that a layer's directory could not be made.
+type UnpackError struct {
+	ID  layers.ID
+	Err error
+}
+
+func (e *UnpackError) Error() string { return fmt.Sprintf("layer %s: %v", e.ID, e.Err) }
+
+// Unwrap returns what went wrong.
+func (e *UnpackError) Unwrap() error { return e.Err }
+
 // ensureAlone makes a layer's directory, unless another process does.
 func (s *Store) ensureAlone(ctx context.Context, id layers.ID, src Sources) error {
 	l, err := s.Layer(id)
@@ -113,8 +124,11 @@ func (s *Store) ensureAlone(ctx context.Context, id layers.ID, src Sources) erro
 	}
 	defer state.RemoveAll(tmp)
 	size, err := s.makeDir(ctx, l, filepath.Join(tmp, fsDir), src)
+	if err != nil && ctx.Err() == nil {
+		return &UnpackError{id, err}
+	}
 	if err != nil {
-		return fmt.Errorf("layer %s: %w", id, err)
+		return err
 	}
 	return s.putDir(id, tmp, size)
 }

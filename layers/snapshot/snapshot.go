@@ -39,8 +39,12 @@ type Layer struct {
 	// Blobs are the layer's packed forms: in the blob store, or only in a
 	// registry (see Origins).
 	Blobs []ocispec.Descriptor `json:"blobs,omitempty"`
-	// Origins are references of repositories that hold Blobs.
+	// Origins are references of repositories that hold Blobs, or URLs of
+	// remote caches that do ("s3://bucket/prefix").
 	Origins []string `json:"origins,omitempty"`
+	// Cached: the blob is what a step's result was packed into somewhere else.
+	// It is packed anew where one that was made here would be.
+	Cached bool `json:"cached,omitempty"`
 	// Variants are what DiffID and Blobs are when the layer was packed with
 	// other file times or another compression level than is usual; package
 	// image makes the keys.

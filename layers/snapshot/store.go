@@ -214,6 +214,15 @@ func (s *Store) load(id layers.ID) (Layer, error) {
 // without reading it. If the layer is there, the blob and origins are added to
 // what is known of it.
 func (s *Store) AddBlob(diffID digest.Digest, desc ocispec.Descriptor, origins ...string) (layers.ID, error) {
+	return s.addBlob(diffID, desc, origins, false)
+}
+
+// AddCached is AddBlob for a layer that a step made somewhere else.
+func (s *Store) AddCached(diffID digest.Digest, desc ocispec.Descriptor, origins ...string) (layers.ID, error) {
+	return s.addBlob(diffID, desc, origins, true)
+}
+
+func (s *Store) addBlob(diffID digest.Digest, desc ocispec.Descriptor, origins []string, cached bool) (layers.ID, error) {
 	if err := diffID.Validate(); err != nil || diffID.Algorithm() != digest.SHA256 {
 		return "", fmt.Errorf("diffID %q: not a sha256 digest", diffID)
 	}
@@ -221,7 +230,7 @@ func (s *Store) AddBlob(diffID digest.Digest, desc ocispec.Descriptor, origins .
 	for {
 		l, err := s.Layer(id)
 		if errors.Is(err, ErrNotFound) {
-			l = Layer{ID: id, DiffID: diffID, Blobs: []ocispec.Descriptor{desc}, Origins: origins, Created: time.Now().UTC()}
+			l = Layer{ID: id, DiffID: diffID, Blobs: []ocispec.Descriptor{desc}, Origins: origins, Cached: cached, Created: time.Now().UTC()}
 			err = s.addEmpty(l)
 			if errors.Is(err, fs.ErrExist) {
 				continue // another process was faster
@@ -231,16 +240,19 @@ func (s *Store) AddBlob(diffID digest.Digest, desc ocispec.Descriptor, origins .
 		if err != nil {
 			return "", err
 		}
-		if !l.addBlob(diffID, desc, origins) {
+		if !l.addBlob(diffID, desc, origins, cached) {
 			return id, nil
 		}
-		return id, s.Update(id, func(l *Layer) { l.addBlob(diffID, desc, origins) })
+		return id, s.Update(id, func(l *Layer) { l.addBlob(diffID, desc, origins, cached) })
 	}
 }
 
 // addBlob reports whether it changed anything.
-func (l *Layer) addBlob(diffID digest.Digest, desc ocispec.Descriptor, origins []string) bool {
+func (l *Layer) addBlob(diffID digest.Digest, desc ocispec.Descriptor, origins []string, cached bool) bool {
 	changed := false
+	if l.Cached && !cached {
+		l.Cached, changed = false, true // it is an image's, too
+	}
 	if l.DiffID == "" {
 		l.DiffID, changed = diffID, true
 	}
@@ -335,6 +347,18 @@ func (s *Store) Update(id layers.ID, change func(*Layer)) error {
 		return err
 	}
 	return s.root.WriteFile(s.path(id, layerFile), data, 0o600, false)
+}
+
+// Lose forgets the blobs of a layer, which turned out to be missing or damaged
+// wherever they should be. A layer that has neither a directory nor a recipe is
+// not there any more.
+func (s *Store) Lose(id layers.ID) error {
+	err := s.Update(id, func(l *Layer) { l.Blobs, l.Origins, l.Variants = nil, nil, nil })
+	s.forget(id)
+	if errors.Is(err, ErrNotFound) {
+		err = nil
+	}
+	return err
 }
 
 // lock takes the lock under which layer.json is changed, which is never for

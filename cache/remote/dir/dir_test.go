@@ -1,0 +1,77 @@
+package dir
+
+import (
+	"context"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"testing"
+
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strake-build/strake/cache/remote"
+	"github.com/strake-build/strake/cache/remote/remotetest"
+	"github.com/strake-build/strake/layers/blob"
+)
+
+func openBlob(ctx context.Context, origin string, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	u, err := url.Parse(origin)
+	if err != nil {
+		return nil, err
+	}
+	return Blob(ctx, u, desc)
+}
+
+func TestBackend(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "a cache % of ours")
+	remotetest.Run(t, func() remote.Backend {
+		d, err := Open(path, "type=local")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}, openBlob)
+	if left, err := os.ReadDir(filepath.Join(path, "tmp")); err != nil || len(left) > 0 {
+		t.Errorf("temporary files are left: %v, %v", left, err)
+	}
+}
+
+// A blob that is known to be damaged is written anew.
+func TestDamaged(t *testing.T) {
+	t.Parallel()
+	d, err := Open(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := remotetest.Ref([]byte("content"))
+	put := func(damaged bool) {
+		t.Helper()
+		if err := d.Put(t.Context(), "strake1-r-x", []byte("{}"), []blob.Ref{ref}, damaged); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put(false)
+	file := filepath.Join(d.path, "blobs", "sha256", ref.Desc.Digest.Encoded())
+	if err := os.WriteFile(file, []byte("contemt"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	put(true)
+	if data, err := os.ReadFile(file); string(data) != "content" {
+		t.Errorf("got %q, %v", data, err)
+	}
+}
+
+func TestNames(t *testing.T) {
+	t.Parallel()
+	d, err := Open(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"", "../x", "a/b", "X", "a b"} {
+		if err := d.Put(t.Context(), name, nil, nil, false); err == nil {
+			t.Errorf("%q is taken as a name", name)
+		}
+	}
+}
