@@ -17,78 +17,63 @@ const goarch = runtime.GOARCH
 // the clock starts; the build that request describes is measured.
 type benchCase struct {
 	name, work string
+	goal       string // the most that strake may need, times BuildKit's time if there is no unit
 	prepare    func(ctx context.Context, w *workspace) error
 	request    func(w *workspace) request
+	repeat     int // builds measured in a row; 0 is 1
+	slots      int // steps at once; 0 is the tool's default
 }
 
 var cases = []benchCase{
-	{"W1", "multi-stage Go app, no cache", func(ctx context.Context, w *workspace) error {
+	{name: "W1", work: "multi-stage Go app, no cache", goal: "0.9", prepare: func(ctx context.Context, w *workspace) error {
 		return w.goApp(false, func() error { return w.again(ctx, request{}) })
-	}, func(*workspace) request { return request{noCache: true} }},
-	{"W3", "W1, one source file changed", func(ctx context.Context, w *workspace) error {
+	}, request: func(*workspace) request { return request{noCache: true} }},
+	{name: "W3", work: "W1, one source file changed", goal: "0.9", prepare: func(ctx context.Context, w *workspace) error {
 		return w.goApp(false, func() error { return w.again(ctx, request{}) }, w.changeMain)
-	}, local},
-	{"W3m", "the same with a cache mount", func(ctx context.Context, w *workspace) error {
+	}, request: local},
+	{name: "W3m", work: "the same with a cache mount", goal: "0.6", prepare: func(ctx context.Context, w *workspace) error {
 		return w.goApp(true, func() error { return w.again(ctx, request{}) }, w.changeMain)
-	}, local},
-	{"W2", "nothing changed, 10k files, 200 MB", func(ctx context.Context, w *workspace) error {
+	}, request: local},
+	{name: "W2", work: "nothing changed, 10k files, 200 MB", goal: "0.12", prepare: func(ctx context.Context, w *workspace) error {
 		if err := w.files(10000, 20000); err != nil {
 			return err
 		}
 		return w.dockerfile("FROM %s\nCOPY . /src/\nRUN ls /src | wc -l\n", w.mustBase("busybox", busybox), func() error { return w.again(ctx, request{}) })
-	}, local},
-	{"W4a", "RUN writes 1 GiB in 20k files, OCI archive", w4(nil), output("oci", "")},
-	{"W4b", "the same, pushed", w4(nil), output("push", "")},
-	{"W4z", "the same, pushed, zstd", w4(nil), output("push", "zstd")},
-	{"W4r", "W4a after 1 MB of it changed", w4(func(ctx context.Context, w *workspace) error {
-		if err := w.again(ctx, request{output: "oci"}); err != nil {
-			return err
-		}
-		if err := w.dockerfile("FROM %s\nRUN gen /data 2\n", w.mustBase("gen", busybox, w.generator)); err != nil {
-			return err
-		}
-		return w.again(ctx, request{}) // the step itself is not measured
-	}), output("oci", "")},
-	{"W5a", "100 small RUNs in a row", func(ctx context.Context, w *workspace) error {
-		var df strings.Builder
-		df.WriteString("FROM %s\n")
-		for i := range 100 {
-			fmt.Fprintf(&df, "RUN echo %d > /f%d\n", i, i)
-		}
-		return w.dockerfile(df.String(), w.mustBase("busybox", busybox), w.warmBase(ctx))
-	}, local},
-	{"W5b", "16 parallel stages of 2 s, then COPY from all", func(ctx context.Context, w *workspace) error {
-		base := w.mustBase("busybox", busybox)
-		var df strings.Builder
-		for i := range 16 {
-			fmt.Fprintf(&df, "FROM %s AS s%d\nRUN sleep 2; echo %d > /out%d\n", base, i, i, i)
-		}
-		fmt.Fprintf(&df, "FROM %s\n", base)
-		for i := range 16 {
-			fmt.Fprintf(&df, "COPY --from=s%d /out%d /\n", i, i)
-		}
-		return w.dockerfile("%s", df.String(), w.warmBase(ctx))
-	}, local},
-	{"W6", "FROM 1 GiB in 11 layers and one COPY, pushed; nothing local", w6("COPY app /app/\n"), output("push", "")},
-	{"W6l", "the same with COPY --link", w6("COPY --link app /app/\n"), output("push", "")},
-	{"W6r", "the same with a RUN", w6("COPY app /app/\nRUN echo hi > /hi\n"), output("push", "")},
-	{"W7", "COPY of 100k small files, cold", w7(nil), output("oci", "")},
-	{"W7w", "again, unchanged", w7(func(ctx context.Context, w *workspace) error {
+	}, request: local},
+	{name: "W4a", work: "RUN writes 1 GiB in 20k files, OCI archive", goal: "0.35", prepare: layerOf(1024, nil), request: output("oci", "")},
+	{name: "W4b", work: "the same, pushed", goal: "0.35", prepare: layerOf(1024, nil), request: output("push", "")},
+	{name: "W4z", work: "the same, pushed, zstd", goal: "0.7", prepare: layerOf(1024, nil), request: output("push", "zstd")},
+	{name: "W4r", work: "W4a after 1 MB of it changed, packing only", goal: "0.08", prepare: layerOf(1024, w4Changed), request: output("oci", "")},
+	{name: "W5a", work: "100 small RUNs in a row", goal: "0.12", prepare: runs(100, false), request: local},
+	{name: "W5b", work: "16 parallel stages of 2 s, then COPY from all", goal: "0.68", prepare: func(ctx context.Context, w *workspace) error {
+		return w.stages(ctx, "sleep 2")
+	}, request: local},
+	{name: "W6", work: "FROM 1 GiB in 11 layers and one COPY, pushed; nothing local", goal: "0.02", prepare: w6("COPY app /app/\n"), request: output("push", "")},
+	{name: "W6l", work: "the same with COPY --link", goal: "0.7", prepare: w6("COPY --link app /app/\n"), request: output("push", "")},
+	{name: "W6r", work: "the same with a RUN", goal: "0.7", prepare: w6("COPY app /app/\nRUN echo hi > /hi\n"), request: output("push", "")},
+	{name: "W7", work: "COPY of 100k small files, cold", goal: "0.13", prepare: copyFiles(100000, nil), request: output("oci", "")},
+	{name: "W7w", work: "again, unchanged", goal: "0.06", prepare: copyFiles(100000, func(ctx context.Context, w *workspace) error {
 		return w.again(ctx, request{output: "oci"})
-	}), output("oci", "")},
-	{"W7c", "again, one file changed", w7(func(ctx context.Context, w *workspace) error {
+	}), request: output("oci", "")},
+	{name: "W7n", work: "again, unchanged, to an archive that is not there yet", prepare: copyFiles(100000, func(ctx context.Context, w *workspace) error {
 		if err := w.again(ctx, request{output: "oci"}); err != nil {
 			return err
 		}
-		return os.WriteFile(filepath.Join(w.context, "d0", "f0"), []byte(fmt.Sprint("changed ", w.run)), 0o644)
-	}), output("oci", "")},
-	{"noop", "10 cached steps, small context", func(ctx context.Context, w *workspace) error {
+		return os.Remove(w.archive())
+	}), request: output("oci", "")},
+	{name: "W7c", work: "again, one file changed", goal: "0.1", prepare: copyFiles(100000, func(ctx context.Context, w *workspace) error {
+		if err := w.again(ctx, request{output: "oci"}); err != nil {
+			return err
+		}
+		return w.changeFile()
+	}), request: output("oci", "")},
+	{name: "noop", work: "10 cached steps, small context", goal: "15 ms", prepare: func(ctx context.Context, w *workspace) error {
 		if err := os.WriteFile(filepath.Join(w.context, "app"), []byte("app"), 0o644); err != nil {
 			return err
 		}
 		df := "FROM %s\nCOPY app /app\n" + strings.Repeat("RUN echo x >> /x\n", 8)
 		return w.dockerfile(df, w.mustBase("busybox", busybox), func() error { return w.again(ctx, request{}) })
-	}, local},
+	}, request: local, repeat: 20},
 }
 
 func local(*workspace) request { return request{} }
@@ -112,32 +97,17 @@ func w6(instructions string) func(context.Context, *workspace) error {
 	}
 }
 
-const w4Dockerfile = "FROM %s\nRUN gen /data 1\n"
-
-func w4(then func(context.Context, *workspace) error) func(context.Context, *workspace) error {
+// w4Changed builds a layer, and then runs the step of another one of which 1 MB
+// differs: only packing it is left to be measured.
+func w4Changed(changed string) func(context.Context, *workspace) error {
 	return func(ctx context.Context, w *workspace) error {
-		if err := w.dockerfile(w4Dockerfile, w.mustBase("gen", busybox, w.generator)); err != nil {
+		if err := w.again(ctx, request{output: "oci"}); err != nil {
 			return err
 		}
-		if then != nil {
-			return then(ctx, w)
-		}
-		return w.warmBase(ctx)()
-	}
-}
-
-func w7(then func(context.Context, *workspace) error) func(context.Context, *workspace) error {
-	return func(ctx context.Context, w *workspace) error {
-		if err := w.files(100000, 4000); err != nil {
+		if err := w.dockerfile(changed, w.mustBase("gen", busybox, w.generator)); err != nil {
 			return err
 		}
-		if err := w.dockerfile("FROM %s\nCOPY . /src/\n", w.mustBase("busybox", busybox)); err != nil {
-			return err
-		}
-		if then != nil {
-			return then(ctx, w)
-		}
-		return nil
+		return w.again(ctx, request{})
 	}
 }
 
@@ -169,8 +139,7 @@ func (w *workspace) dockerfile(text, base string, then ...func() error) error {
 // again builds without being measured.
 func (w *workspace) again(ctx context.Context, r request) error {
 	r.name = "warm/" + w.tool.name()
-	_, err := w.build(ctx, r)
-	return err
+	return w.build(ctx, r)
 }
 
 // warmBase unpacks the base image, as the measured build is not about that.

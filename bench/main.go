@@ -1,12 +1,14 @@
 // Command bench measures strake side by side with BuildKit and buildah on the
 // workloads of docs/performance.md: generated, deterministic ones, the same for
 // all. Runs are interleaved, a tool at a time, and medians and ratios are printed.
+// Client, daemon and steps of a tool are in one control group, which counts
+// their processor time and memory.
 //
-//	go run ./bench -strake ./strake -cases W2,W5a -n 3
+//	go run ./bench -strake ./strake -cases W2,W5a -curves= -n 3
 //
 // BuildKit takes part if buildkitd and buildctl are on PATH (or -peers names
 // their directory), buildah if it is. The bases come from a registry that bench
-// runs itself; nothing is fetched from outside.
+// runs itself; nothing is fetched from outside. It needs root.
 package main
 
 import (
@@ -21,6 +23,10 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	gocmp "github.com/google/go-cmp/cmp"
+
+	"github.com/strake-build/strake/bench/imagetree"
 )
 
 func main() {
@@ -35,10 +41,15 @@ func main() {
 func run(ctx context.Context) error {
 	strake := flag.String("strake", "strake", "strake's program")
 	peers := flag.String("peers", "", "directory of buildkitd and buildctl")
-	names := flag.String("cases", "", "cases to run, by comma (default: all)")
+	names := flag.String("cases", "all", "cases to run, by comma; none if empty")
+	curveNames := flag.String("curves", "all", "curves of cost against size, by comma; none if empty")
+	full := flag.Bool("full", false, "curves up to their largest sizes (100k files, 4 GiB, 1000 steps)")
 	tools := flag.String("tools", "strake,buildkit,buildah", "tools to run")
 	n := flag.Int("n", 3, "runs of each case and tool")
 	work := flag.String("work", "", "working directory (default: a new one that is removed)")
+	doc := flag.String("doc", "", "document whose tables are replaced, and beside which pictures are drawn")
+	check := flag.Bool("check", false, "compare the images that the tools made, once a case")
+	syncs := flag.Bool("syncs", false, "count what forces data to the disk, in one more run under strace")
 	verbose := flag.Bool("v", false, "show what the tools print")
 	flag.Parse()
 
@@ -52,13 +63,17 @@ func run(ctx context.Context) error {
 		dir = tmp
 	}
 	if *peers != "" {
-		os.Setenv("PATH", *peers+":"+os.Getenv("PATH"))
+		abs, err := filepath.Abs(*peers)
+		if err != nil {
+			return err
+		}
+		os.Setenv("PATH", abs+":"+os.Getenv("PATH"))
 	}
 	program, err := filepath.Abs(*strake)
 	if err != nil {
 		return err
 	}
-	b := &bench{dir: dir, verbose: *verbose}
+	b := &bench{dir: dir, verbose: *verbose, check: *check, syncs: *syncs}
 	if err := b.startRegistry(); err != nil {
 		return err
 	}
@@ -69,25 +84,55 @@ func run(ctx context.Context) error {
 			fmt.Fprintf(os.Stderr, "bench: %s is not here: left out\n", name)
 		}
 	}
-	fmt.Println("| case | work |", strings.Join(b.toolNames(), " s | "), "s | ratio to buildkit | strake peak MiB | store MiB |")
-	fmt.Println("|---|---|" + strings.Repeat("---|", len(b.tools)+3))
+
+	wanted := func(list, name string) bool { return list == "all" || slices.Contains(strings.Split(list, ","), name) }
+	var rows []row
 	for _, c := range cases {
-		if *names != "" && !slices.Contains(strings.Split(*names, ","), c.name) {
+		if !wanted(*names, c.name) {
 			continue
 		}
-		if err := b.measure(ctx, c, *n); err != nil {
+		r, err := b.measure(ctx, c, *n)
+		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
+		if len(rows) == 0 {
+			fmt.Print(timesHead(b.toolNames()))
+		}
+		fmt.Print(r.times(b.toolNames()))
+		rows = append(rows, r)
 	}
-	return nil
+	if len(rows) > 0 {
+		fmt.Print("\n", resources(rows))
+	}
+	var graphs []graph
+	for _, c := range curves {
+		if !wanted(*curveNames, c.name) {
+			continue
+		}
+		g, err := b.curve(ctx, c, *full, *n)
+		if err != nil {
+			return fmt.Errorf("%s: %w", c.name, err)
+		}
+		fmt.Print("\n", g.table())
+		graphs = append(graphs, g)
+	}
+	if b.differ > 0 {
+		return fmt.Errorf("in %d cases the images of the tools differ", b.differ)
+	}
+	if *doc == "" {
+		return nil
+	}
+	return writeReport(*doc, b.toolNames(), rows, graphs)
 }
 
 // bench is one run of this program.
 type bench struct {
-	dir      string
-	registry string // host:port
-	tools    []tool
-	verbose  bool
+	dir                   string
+	registry              string // host:port
+	tools                 []tool
+	verbose, check, syncs bool
+	groups                int // made so far
+	differ                int // cases in which images differ
 }
 
 func (b *bench) toolNames() []string {
@@ -101,42 +146,50 @@ func (b *bench) toolNames() []string {
 // sample is one run of one tool.
 type sample struct {
 	wall time.Duration
-	peak int64 // bytes, largest process
-	disk int64 // bytes of the tool's store
+	cpu  time.Duration // of all processes, the daemon's too
+	peak int64         // bytes, all processes together
+	disk int64         // bytes of the tool's store
+	size int64         // bytes of the image's compressed layers, where it was delivered
 }
 
-// measure runs a case n times with each tool in turn and prints its row.
-func (b *bench) measure(ctx context.Context, c benchCase, n int) error {
-	samples := map[string][]sample{}
+// measure runs a case n times with each tool in turn.
+func (b *bench) measure(ctx context.Context, c benchCase, n int) (row, error) {
+	r := row{benchCase: c, samples: map[string][]sample{}, syncs: map[string]int{}}
+	images := map[string]*imagetree.Image{}
 	for i := range n {
 		for _, t := range b.tools {
-			s, err := b.once(ctx, c, t, i)
+			if ctx.Err() != nil {
+				return r, context.Cause(ctx)
+			}
+			s, img, err := b.once(ctx, c, t, i, b.check && i == 0)
 			if err != nil {
 				fmt.Fprintf(os.Stderr, "bench: %s: %s: %v\n", c.name, t.name(), err)
 				continue
 			}
-			samples[t.name()] = append(samples[t.name()], s)
+			r.samples[t.name()] = append(r.samples[t.name()], s...)
+			if img != nil {
+				images[t.name()] = img
+			}
 		}
 	}
-	row := []string{c.name, c.work}
+	if ours, theirs := images["strake"], images["buildkit"]; ours != nil && theirs != nil {
+		if diff := gocmp.Diff(theirs, ours); diff != "" {
+			b.differ++
+			fmt.Fprintf(os.Stderr, "bench: %s: the images differ (-buildkit +strake)\n%.3000s\n", c.name, diff)
+		}
+	}
 	for _, t := range b.tools {
-		row = append(row, seconds(samples[t.name()]))
+		if !b.syncs || ctx.Err() != nil {
+			break
+		}
+		n, err := b.countSyncs(ctx, c, t)
+		if err != nil {
+			fmt.Fprintf(os.Stderr, "bench: %s: %s under strace: %v\n", c.name, t.name(), err)
+			continue
+		}
+		r.syncs[t.name()] = n
 	}
-	ours, theirs := median(samples["strake"]), median(samples["buildkit"])
-	ratio := "-"
-	if ours.wall > 0 && theirs.wall > 0 {
-		ratio = fmt.Sprintf("%.3f", ours.wall.Seconds()/theirs.wall.Seconds())
-	}
-	row = append(row, ratio, fmt.Sprint(ours.peak>>20), fmt.Sprint(ours.disk>>20))
-	fmt.Println("| " + strings.Join(row, " | ") + " |")
-	return nil
-}
-
-func seconds(s []sample) string {
-	if len(s) == 0 {
-		return "-"
-	}
-	return fmt.Sprintf("%.3f", median(s).wall.Seconds())
+	return r, nil
 }
 
 func median(s []sample) sample {
@@ -147,34 +200,100 @@ func median(s []sample) sample {
 	return s[len(s)/2]
 }
 
-// once prepares a fresh store and context, runs what comes before the clock
-// starts, and measures the build.
-func (b *bench) once(ctx context.Context, c benchCase, t tool, i int) (sample, error) {
+// workspace makes a fresh store and context, and what comes before the clock
+// starts. The function returned takes all away.
+func (b *bench) workspace(ctx context.Context, c benchCase, t tool, i int, trace bool) (_ *workspace, clean func(), err error) {
 	dir, err := os.MkdirTemp(b.dir, fmt.Sprintf("%s-%s-", c.name, t.name()))
 	if err != nil {
-		return sample{}, err
+		return nil, nil, err
 	}
-	defer os.RemoveAll(dir)
-	w := &workspace{b: b, tool: t, context: filepath.Join(dir, "context"), root: filepath.Join(dir, "root"), out: filepath.Join(dir, "out"), run: i}
-	for _, d := range []string{w.context, w.root, w.out} {
-		if err := os.Mkdir(d, 0o755); err != nil {
-			return sample{}, err
+	undo := []func(){func() { os.RemoveAll(dir) }}
+	clean = func() {
+		for _, f := range slices.Backward(undo) {
+			f()
 		}
 	}
-	if err := t.start(ctx, w); err != nil {
-		return sample{}, err
+	defer func() {
+		if err != nil {
+			clean()
+		}
+	}()
+	w := &workspace{b: b, tool: t, context: filepath.Join(dir, "context"), root: filepath.Join(dir, "root"), out: filepath.Join(dir, "out"), run: i, slots: c.slots}
+	if trace {
+		w.trace = filepath.Join(dir, "trace")
 	}
-	defer t.stop(w)
+	for _, d := range []string{w.context, w.root, w.out} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return nil, nil, err
+		}
+	}
+	b.groups++
+	if w.group, err = newGroup(fmt.Sprintf("strakebench-%d-%d", os.Getpid(), b.groups)); err != nil {
+		return nil, nil, fmt.Errorf("control group: %w", err)
+	}
+	undo = append(undo, func() {
+		if err := w.group.close(); err != nil {
+			fmt.Fprintln(os.Stderr, "bench:", err)
+		}
+	})
+	if err := t.start(ctx, w); err != nil {
+		return nil, nil, err
+	}
+	undo = append(undo, func() { t.stop(w) })
 	if err := c.prepare(ctx, w); err != nil {
-		return sample{}, err
+		return nil, nil, err
 	}
 	syscall.Sync()
-	start := time.Now()
-	peak, err := w.build(ctx, c.request(w))
+	return w, clean, nil
+}
+
+// once measures a build in a workspace of its own, c.repeat times if that is
+// set; it reads the image, too, if it is to be compared.
+func (b *bench) once(ctx context.Context, c benchCase, t tool, i int, compare bool) ([]sample, *imagetree.Image, error) {
+	w, clean, err := b.workspace(ctx, c, t, i, false)
 	if err != nil {
-		return sample{}, err
+		return nil, nil, err
 	}
-	return sample{wall: time.Since(start), peak: peak, disk: diskUsage(w.root)}, nil
+	defer clean()
+	r := c.request(w)
+	var samples []sample
+	for range max(1, c.repeat) {
+		cpu, peak := w.group.cpuTime(), w.group.watch()
+		start := time.Now()
+		err := w.build(ctx, r)
+		s := sample{wall: time.Since(start), peak: peak(), cpu: w.group.cpuTime() - cpu}
+		if err != nil {
+			return nil, nil, err
+		}
+		samples = append(samples, s)
+	}
+	disk, size := diskUsage(w.root), w.size(r)
+	for i := range samples {
+		samples[i].disk, samples[i].size = disk, size
+	}
+	if !compare {
+		return samples, nil, nil
+	}
+	img, err := w.image(ctx, r)
+	return samples, img, err
+}
+
+// countSyncs counts the calls that force data to the disk in the measured build.
+func (b *bench) countSyncs(ctx context.Context, c benchCase, t tool) (int, error) {
+	w, clean, err := b.workspace(ctx, c, t, 0, true)
+	if err != nil {
+		return 0, err
+	}
+	defer clean()
+	before, err := w.syncCalls()
+	if err != nil {
+		return 0, err
+	}
+	if err := w.build(ctx, c.request(w)); err != nil {
+		return 0, err
+	}
+	after, err := w.syncCalls()
+	return after - before, err
 }
 
 // diskUsage is the bytes that files below dir take, each once.

@@ -33,23 +33,29 @@ func (r request) attributes() string {
 type workspace struct {
 	b                  *bench
 	tool               tool
+	group              *group
 	context, root, out string
+	trace              string // prefix of the files that strace writes; "" for none
 	run                int
+	slots              int // steps at once; 0 is the tool's default
 	daemon             *exec.Cmd
 }
 
-// build builds the workspace's context and returns the peak memory of the
-// largest process.
-func (w *workspace) build(ctx context.Context, r request) (int64, error) {
-	return w.tool.build(ctx, w, r)
-}
+// build builds the workspace's context.
+func (w *workspace) build(ctx context.Context, r request) error { return w.tool.build(ctx, w, r) }
+
+// archive is where images are written that go to an archive.
+func (w *workspace) archive() string { return filepath.Join(w.out, "image.tar") }
+
+// ref is the name of an image that is pushed.
+func (w *workspace) ref(r request) string { return w.b.registry + "/" + r.name }
 
 // tool is a builder to be measured.
 type tool interface {
 	name() string
 	start(ctx context.Context, w *workspace) error
 	stop(w *workspace)
-	build(ctx context.Context, w *workspace, r request) (int64, error)
+	build(ctx context.Context, w *workspace, r request) error
 }
 
 // newTool returns the tool of a name, or nil if it isn't here.
@@ -73,42 +79,61 @@ func newTool(b *bench, name, strake string) tool {
 	return nil
 }
 
-// command runs a program and returns its peak memory.
-func (w *workspace) command(ctx context.Context, name string, args ...string) (int64, error) {
+// command runs a program in the workspace's group.
+func (w *workspace) command(ctx context.Context, name string, args ...string) error {
 	cmd := exec.CommandContext(ctx, name, args...)
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Start(); err != nil {
-		return 0, err
+	if err := w.start(cmd); err != nil {
+		return err
 	}
-	// The resource usage of a finished process counts this program's own
-	// memory too, which it had before it was another program. So it is asked
-	// while it runs.
-	done := make(chan struct{})
-	peak := make(chan int64)
-	go func() {
-		var last int64
-		for {
-			last = max(last, peakOf(cmd.Process.Pid))
-			select {
-			case <-done:
-				peak <- last
-				return
-			case <-time.After(10 * time.Millisecond):
-			}
-		}
-	}()
 	err := cmd.Wait()
-	close(done)
-	used := <-peak
 	if w.b.verbose {
 		fmt.Fprintf(os.Stderr, "$ %s %s\n%s", name, strings.Join(args, " "), out.Bytes())
 	}
 	if err != nil {
 		tail := out.Bytes()
-		return 0, fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, tail[max(0, len(tail)-2000):])
+		return fmt.Errorf("%s %s: %w\n%s", name, strings.Join(args, " "), err, tail[max(0, len(tail)-2000):])
 	}
-	return used, nil
+	return nil
+}
+
+// start starts a command in the workspace's group, under strace if calls are
+// counted. The process is the command's in any case (strace -D).
+func (w *workspace) start(cmd *exec.Cmd) error {
+	if w.trace != "" {
+		strace, err := exec.LookPath("strace")
+		if err != nil {
+			return err
+		}
+		traced, err := os.CreateTemp(filepath.Dir(w.trace), filepath.Base(w.trace))
+		if err != nil {
+			return err
+		}
+		traced.Close()
+		cmd.Args = append([]string{"strace", "-D", "-f", "--seccomp-bpf", "-qq", "-e", "trace=fsync,fdatasync,syncfs,sync,sync_file_range", "-e", "signal=none",
+			"-o", traced.Name(), cmd.Path}, cmd.Args[1:]...)
+		cmd.Path = strace
+	}
+	return w.group.start(cmd)
+}
+
+// syncCalls is how many calls strace has written down.
+func (w *workspace) syncCalls() (int, error) {
+	files, err := filepath.Glob(w.trace + "*")
+	n := 0
+	for _, f := range files {
+		data, err := os.ReadFile(f)
+		if err != nil {
+			return 0, err
+		}
+		for line := range strings.Lines(string(data)) {
+			if strings.Contains(line, "sync") && !strings.Contains(line, "resumed>") {
+				n++
+			}
+		}
+	}
+	return n, err
 }
 
 type strakeTool struct{ program string }
@@ -116,16 +141,19 @@ type strakeTool struct{ program string }
 func (strakeTool) name() string                            { return "strake" }
 func (strakeTool) start(context.Context, *workspace) error { return nil }
 func (strakeTool) stop(*workspace)                         {}
-func (t strakeTool) build(ctx context.Context, w *workspace, r request) (int64, error) {
+func (t strakeTool) build(ctx context.Context, w *workspace, r request) error {
 	args := []string{"--root", w.root, "build", "--progress", "plain"}
 	if r.noCache {
 		args = append(args, "--no-cache")
 	}
+	if w.slots > 0 {
+		args = append(args, "--parallel", fmt.Sprint(w.slots))
+	}
 	switch r.output {
 	case "oci":
-		args = append(args, "-o", "type=oci,dest="+filepath.Join(w.out, "image.tar")+r.attributes())
+		args = append(args, "-o", "type=oci,dest="+w.archive()+r.attributes())
 	case "push":
-		args = append(args, "-o", "type=registry,name="+w.b.registry+"/"+r.name+r.attributes())
+		args = append(args, "-o", "type=registry,name="+w.ref(r)+r.attributes())
 	}
 	return w.command(ctx, t.program, append(args, w.context)...)
 }
@@ -138,13 +166,17 @@ func (buildkitTool) address(w *workspace) string { return "unix://" + w.root + "
 
 func (t buildkitTool) start(ctx context.Context, w *workspace) error {
 	config := w.root + ".toml"
-	if err := os.WriteFile(config, fmt.Appendf(nil, "[registry.%q]\n  http = true\n", w.b.registry), 0o644); err != nil {
+	text := fmt.Sprintf("[registry.%q]\n  http = true\n[worker.oci]\n  defaultCgroupParent = %q\n", w.b.registry, w.group.steps())
+	if w.slots > 0 {
+		text += fmt.Sprintf("  max-parallelism = %d\n", w.slots)
+	}
+	if err := os.WriteFile(config, []byte(text), 0o644); err != nil {
 		return err
 	}
 	w.daemon = exec.Command("buildkitd", "--root", w.root, "--addr", t.address(w), "--config", config, "--oci-worker-net", "host", "--containerd-worker=false")
 	var log bytes.Buffer
 	w.daemon.Stdout, w.daemon.Stderr = &log, &log
-	if err := w.daemon.Start(); err != nil {
+	if err := w.start(w.daemon); err != nil {
 		return err
 	}
 	for range 200 {
@@ -164,7 +196,7 @@ func (buildkitTool) stop(w *workspace) {
 	}
 }
 
-func (t buildkitTool) build(ctx context.Context, w *workspace, r request) (int64, error) {
+func (t buildkitTool) build(ctx context.Context, w *workspace, r request) error {
 	args := []string{"--addr", t.address(w), "build", "--progress", "plain", "--frontend", "dockerfile.v0",
 		"--local", "context=" + w.context, "--local", "dockerfile=" + w.context}
 	if r.noCache {
@@ -172,30 +204,11 @@ func (t buildkitTool) build(ctx context.Context, w *workspace, r request) (int64
 	}
 	switch r.output {
 	case "oci":
-		args = append(args, "--output", "type=oci,dest="+filepath.Join(w.out, "image.tar")+r.attributes())
+		args = append(args, "--output", "type=oci,dest="+w.archive()+r.attributes())
 	case "push":
-		args = append(args, "--output", "type=image,push=true,registry.insecure=true,oci-mediatypes=true,name="+w.b.registry+"/"+r.name+r.attributes())
+		args = append(args, "--output", "type=image,push=true,registry.insecure=true,oci-mediatypes=true,name="+w.ref(r)+r.attributes())
 	}
-	if _, err := w.command(ctx, "buildctl", args...); err != nil {
-		return 0, err
-	}
-	return peakOf(w.daemon.Process.Pid), nil
-}
-
-// peakOf is the peak memory of a running process.
-func peakOf(pid int) int64 {
-	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-	if err != nil {
-		return 0
-	}
-	for line := range strings.Lines(string(data)) {
-		if v, ok := strings.CutPrefix(line, "VmHWM:"); ok {
-			var kb int64
-			_, _ = fmt.Sscan(v, &kb)
-			return kb << 10
-		}
-	}
-	return 0
+	return w.command(ctx, "buildctl", args...)
 }
 
 type buildahTool struct{}
@@ -213,18 +226,17 @@ func (t buildahTool) stop(w *workspace) {
 	_ = os.RemoveAll(w.root + ".run")
 }
 
-func (t buildahTool) build(ctx context.Context, w *workspace, r request) (int64, error) {
-	args := append(t.flags(w), "bud", "--runtime", "runc", "--layers", "--network", "host", "--tls-verify=false")
+func (t buildahTool) build(ctx context.Context, w *workspace, r request) error {
+	args := append(t.flags(w), "bud", "--runtime", "runc", "--layers", "--network", "host", "--cgroup-parent", w.group.steps(), "--tls-verify=false")
 	if r.noCache {
 		args = append(args, "--no-cache")
 	}
 	name := "bench"
 	if r.output == "push" {
-		name = w.b.registry + "/" + r.name
+		name = w.ref(r)
 	}
-	peak, err := w.command(ctx, "buildah", append(args, "-t", name, w.context)...)
-	if err != nil || r.output == "" {
-		return peak, err
+	if err := w.command(ctx, "buildah", append(args, "-t", name, w.context)...); err != nil || r.output == "" {
+		return err
 	}
 	push := append(t.flags(w), "push", "--tls-verify=false")
 	if r.compression != "" {
@@ -232,8 +244,7 @@ func (t buildahTool) build(ctx context.Context, w *workspace, r request) (int64,
 	}
 	dest := "docker://" + name
 	if r.output == "oci" {
-		dest = "oci-archive:" + filepath.Join(w.out, "image.tar")
+		dest = "oci-archive:" + w.archive()
 	}
-	p, err := w.command(ctx, "buildah", append(push, name, dest)...)
-	return max(p, peak), err
+	return w.command(ctx, "buildah", append(push, name, dest)...)
 }

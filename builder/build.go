@@ -50,6 +50,7 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		pulls:      map[layers.ID]*vertex{},
 		blobs:      map[layers.ID]ocispec.Descriptor{},
 		identityOf: map[*vertex]cache.Record{},
+		renewed:    map[string]bool{},
 	}
 	if r.again > 0 {
 		bd.prefix = fmt.Sprintf("again%d/", r.again)
@@ -112,6 +113,7 @@ type build struct {
 	bindings   map[layers.ID]*vertex            // recipe layers of this build's steps
 	pulls      map[layers.ID]*vertex            // layers of base images
 	blobs      map[layers.ID]ocispec.Descriptor // what their manifests name for them
+	renewed    map[string]bool                  // cache mounts that were made anew
 }
 
 // vertex is a step in this build.

@@ -140,11 +140,19 @@ func (e *execution) input(m plan.Mount) layers.Tree {
 
 // log sends what is written to the progress display and to tail.
 func (e *execution) log(stream int, tail *tail) io.Writer {
+	display := e.bd.log(e.v, stream)
 	return writerFunc(func(p []byte) (int, error) {
 		e.v.mu.Lock()
 		_, _ = tail.Write(p)
 		e.v.mu.Unlock()
-		e.bd.event(e.v, progress.Event{Kind: progress.Log, Stream: stream, Data: bytes.Clone(p)})
+		return display.Write(p)
+	})
+}
+
+// log sends what is written to the progress display.
+func (bd *build) log(v *vertex, stream int) io.Writer {
+	return writerFunc(func(p []byte) (int, error) {
+		bd.event(v, progress.Event{Kind: progress.Log, Stream: stream, Data: bytes.Clone(p)})
 		return len(p), nil
 	})
 }

@@ -63,7 +63,7 @@ func (bd *build) key(ctx context.Context, v *vertex) (cache.Key, error) {
 			if err != nil {
 				return "", err
 			}
-			return hashKey(string(plan.Canonical(op)), id), nil
+			return hashKey(string(plan.Canonical(withoutChecksum(op))), id), nil
 		}
 		ids, err := bd.identities(ctx, v)
 		if err != nil {
@@ -71,6 +71,22 @@ func (bd *build) key(ctx context.Context, v *vertex) (cache.Key, error) {
 		}
 		return hashKey(append([]string{string(plan.Canonical(v.step.Op)), platformKey(v.step)}, ids...)...), nil
 	})
+}
+
+// withoutChecksum is an HTTP or Git op without what its result was checked
+// against when it was resolved: the result is the same.
+func withoutChecksum(op plan.Op) plan.Op {
+	switch op := op.(type) {
+	case *plan.HTTP:
+		plain := *op
+		plain.Checksum = ""
+		return &plain
+	case *plan.Git:
+		plain := *op
+		plain.Checksum = ""
+		return &plain
+	}
+	return op
 }
 
 func platformKey(s *plan.Step) string {

@@ -8,12 +8,16 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path"
 	"path/filepath"
+	"strings"
 	"time"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/strake-build/strake/builder/sandbox"
+	"github.com/strake-build/strake/cache/remote"
+	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/state"
 )
@@ -133,19 +137,32 @@ func (e *execution) ssh(m plan.Mount) error {
 
 // cacheDir returns the directory of a cache mount, locked as its sharing says
 // until the step has ended. cachemounts/<hash>/ holds it as "fs" and its id in
-// "meta.json"; the hash is that of the id.
+// "meta.json"; the hash is that of the id and of what the directory was made
+// as: its owner and mode where they are given, and the tree that it began with.
 func (e *execution) cacheDir(ctx context.Context, m plan.Mount) (string, error) {
-	if len(e.input(m)) > 0 {
-		return "", errors.New("from= of cache mounts is not supported")
+	from := e.input(m)
+	ident := m.ID
+	if m.Mode != 0 {
+		ident += fmt.Sprintf("\x00%o %d:%d", m.Mode, m.UID, m.GID)
+	}
+	if len(from) > 0 {
+		ident += "\x00" + remote.LayersID(from) + "\x00" + m.Source
 	}
 	for n := 0; ; n++ {
-		id := m.ID
+		id := ident
 		if n > 0 {
-			id = fmt.Sprintf("%s#%d", m.ID, n)
+			id = fmt.Sprintf("%s#%d", ident, n)
 		}
 		sum := sha256.Sum256([]byte(id))
 		name := hex.EncodeToString(sum[:16])
-		unlock, err := e.lockCacheDir(ctx, name, m.Sharing)
+		// As in BuildKit, where a directory with an owner is made by a step of
+		// its own, which runs again. Nobody else may be using the old one.
+		anew := m.Mode != 0 && e.v.noCache && e.bd.anew(name)
+		sharing := m.Sharing
+		if anew {
+			sharing = plan.SharingLocked
+		}
+		unlock, err := e.lockCacheDir(ctx, name, sharing)
 		if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
 			continue // private and in use
 		}
@@ -154,8 +171,49 @@ func (e *execution) cacheDir(ctx context.Context, m plan.Mount) (string, error) 
 		}
 		e.cleanup = append(e.cleanup, func() error { unlock(); return nil })
 		dir := e.bd.b.Root.Path("cachemounts", name)
-		return filepath.Join(dir, "fs"), makeCacheDir(dir, id, m)
+		if anew {
+			if err := state.RemoveAll(dir); err != nil {
+				return "", err
+			}
+		}
+		if err := e.makeCacheDir(ctx, dir, m, from); err != nil {
+			return "", err
+		}
+		fs := filepath.Join(dir, "fs")
+		if m.Source == "" || m.Source == "/" || len(from) > 0 {
+			return fs, nil
+		}
+		return subdirOf(fs, m.Source)
 	}
+}
+
+// anew reports whether the build has not yet asked this of a cache mount.
+func (bd *build) anew(name string) bool {
+	bd.mu.Lock()
+	defer bd.mu.Unlock()
+	first := !bd.renewed[name]
+	bd.renewed[name] = true
+	return first
+}
+
+// subdirOf makes a directory of a cache mount and returns it. The cache is
+// written by processes of images: symlinks in it lead nowhere else.
+func subdirOf(dir, sub string) (string, error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return "", err
+	}
+	defer root.Close()
+	sub = strings.TrimPrefix(path.Clean("/"+sub), "/")
+	if err := root.MkdirAll(sub, 0o755); err != nil {
+		return "", err
+	}
+	for p := sub; p != "."; p = path.Dir(p) {
+		if fi, err := root.Lstat(p); err != nil || !fi.IsDir() {
+			return "", fmt.Errorf("source=%s: not a directory of the cache", sub)
+		}
+	}
+	return filepath.Join(dir, sub), nil
 }
 
 func (e *execution) lockCacheDir(ctx context.Context, name string, sharing plan.Sharing) (func(), error) {
@@ -167,7 +225,7 @@ func (e *execution) lockCacheDir(ctx context.Context, name string, sharing plan.
 	return e.bd.b.Root.Lock(ctx, "cachemount-"+name, sharing == plan.SharingLocked || sharing == plan.SharingPrivate)
 }
 
-func makeCacheDir(dir, id string, m plan.Mount) error {
+func (e *execution) makeCacheDir(ctx context.Context, dir string, m plan.Mount, from layers.Tree) error {
 	fs := filepath.Join(dir, "fs")
 	if !notExist(fs) {
 		return nil
@@ -183,21 +241,28 @@ func makeCacheDir(dir, id string, m plan.Mount) error {
 		return err
 	}
 	defer os.RemoveAll(tmp)
-	mode := os.FileMode(m.Mode & 0o777)
-	if m.Mode == 0 {
-		mode = 0o755
-	}
 	newFS := filepath.Join(tmp, "fs")
-	if err := os.Mkdir(newFS, 0o700); err != nil {
+	if err := os.Mkdir(newFS, 0o755); err != nil {
 		return err
 	}
-	if err := os.Chown(newFS, m.UID, m.GID); err != nil && (m.UID != 0 || m.GID != 0) {
-		return err
+	if len(from) > 0 {
+		if err := e.bd.b.Layers.CopyOut(ctx, from, e.bd.sources(), m.Source, newFS); err != nil {
+			return err
+		}
 	}
-	if err := os.Chmod(newFS, mode); err != nil {
-		return err
+	if m.Mode != 0 || len(from) == 0 {
+		mode := os.FileMode(m.Mode & 0o777)
+		if m.Mode == 0 {
+			mode = 0o755
+		}
+		if err := os.Chown(newFS, m.UID, m.GID); err != nil && (m.UID != 0 || m.GID != 0) {
+			return err
+		}
+		if err := os.Chmod(newFS, mode); err != nil {
+			return err
+		}
 	}
-	meta, err := json.Marshal(map[string]any{"id": id, "created": time.Now().UTC()})
+	meta, err := json.Marshal(map[string]any{"id": m.ID, "created": time.Now().UTC()})
 	if err != nil {
 		return err
 	}

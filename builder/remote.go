@@ -3,9 +3,11 @@ package builder
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 
 	"github.com/strake-build/strake/builder/source"
+	"github.com/strake-build/strake/builder/source/gitsource"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/plan"
 )
@@ -35,9 +37,18 @@ func (bd *build) resolveRemote(ctx context.Context, op plan.Op) (string, error) 
 		if bd.b.Git == nil {
 			return "", errors.New("git sources are not available")
 		}
-		return bd.b.Git.Resolve(ctx, op)
+		return bd.git().Resolve(ctx, op)
 	}
 	return "", errors.New("not a remote source")
+}
+
+// git is the client for this build, which has its secrets.
+func (bd *build) git() *gitsource.Client {
+	c := *bd.b.Git
+	if bd.r.Secret != nil {
+		c.Token = bd.r.Secret
+	}
+	return &c
 }
 
 // fetch makes the tree of an HTTP or Git op: one layer.
@@ -71,7 +82,12 @@ func (bd *build) fetchEntries(ctx context.Context, v *vertex, dir string) ([]lay
 	if err != nil {
 		return nil, err
 	}
-	if err := bd.b.Git.Checkout(ctx, v.step.Op.(*plan.Git), commit, dir); err != nil {
+	op := v.step.Op.(*plan.Git)
+	var log io.Writer
+	if op.Advice {
+		log = bd.log(v, 2)
+	}
+	if err := bd.git().Checkout(ctx, op, commit, dir, log); err != nil {
 		return nil, err
 	}
 	return source.Staged(ctx, dir)

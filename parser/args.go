@@ -54,26 +54,31 @@ func (t *target) openArgs(ctx context.Context) error {
 	t.lintDefaultBases(base)
 
 	t.globals = base.clone()
-	if err := t.globalArgs(t.globals, t.args); err != nil {
+	if err := t.globalArgs(t.globals, t.args, t.declareGlobal); err != nil {
 		return err
 	}
 	return t.openEpoch(ctx)
 }
 
-// globalArgs adds the arguments declared before the first FROM to env.
-func (t *target) globalArgs(e *env, given map[string]string) error {
+// globalArgs adds the arguments declared before the first FROM to env, and tells
+// declare, unless that is nil, their values and the arguments used in them.
+func (t *target) globalArgs(e *env, given map[string]string, declare func(*instructions.ArgCommand, instructions.KeyValuePairOptional, string, map[string]struct{})) error {
 	for _, c := range t.syntax.args {
 		for _, arg := range c.Args {
 			value, ok := given[arg.Key]
+			var uses map[string]struct{}
 			if !ok && arg.Value != nil {
 				res, err := t.expander.word(*arg.Value, e)
 				if err != nil {
 					return t.file.at(c.Location(), err)
 				}
-				value, ok = res.Result, true
+				value, ok, uses = res.Result, true, res.Matched
 			}
 			if ok {
 				e.set(arg.Key, value)
+			}
+			if declare != nil {
+				declare(&c, arg, value, uses)
 			}
 		}
 	}
@@ -125,6 +130,7 @@ func (s *stage) arg(c *instructions.ArgCommand) error {
 	texts := make([]string, 0, len(c.Args))
 	for _, arg := range c.Args {
 		s.lintSecret("ARG", arg.Key, c)
+		inherited := false
 		if v, ok := s.t.args[arg.Key]; ok {
 			if arg.Key == epochArg {
 				v = s.t.epochValue()
@@ -137,6 +143,7 @@ func (s *stage) arg(c *instructions.ArgCommand) error {
 			}
 			arg.Value = &v
 		} else if v, ok := s.t.globals.Get(arg.Key); ok {
+			inherited = true
 			if arg.Key == epochArg {
 				v = s.t.epochValue()
 			}
@@ -148,6 +155,13 @@ func (s *stage) arg(c *instructions.ArgCommand) error {
 			if !silentArgs[arg.Key] {
 				s.env.set(arg.Key, *arg.Value)
 			}
+		}
+		if inherited {
+			s.needs.inherited = append(s.needs.inherited, arg.Key)
+		} else {
+			s.needs.args = append(s.needs.args, Arg{
+				Name: arg.Key, Description: arg.DocComment, Value: arg.ValueString(), Source: s.t.file.sourceAt(c.Location()),
+			})
 		}
 		s.args = append(s.args, arg)
 		s.argTexts = nil

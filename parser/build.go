@@ -26,6 +26,34 @@ import (
 // their base images, all at once, then it makes the steps, one target after the
 // other so that they can share them.
 func planBuild(ctx context.Context, f *File, o *Options) (*plan.Build, error) {
+	targets, err := planTargets(ctx, f, o)
+	if err != nil {
+		var found []plan.Warning
+		for _, t := range targets {
+			if t != nil {
+				found = append(found, t.warnings...)
+			}
+		}
+		return &plan.Build{Warnings: sortWarnings(found)}, err
+	}
+	out := &plan.Build{}
+	for i, t := range targets {
+		pt, err := t.plan()
+		if i == 0 { // the others find the same, or what is of their platform
+			out.Warnings = t.warnings
+		}
+		if err != nil {
+			return &plan.Build{Warnings: sortWarnings(out.Warnings)}, err
+		}
+		out.Targets = append(out.Targets, pt)
+	}
+	out.Warnings = sortWarnings(out.Warnings)
+	return out, nil
+}
+
+// planTargets reads the stages of each target and resolves their base images.
+// The targets that come with an error may be nil, or have warnings.
+func planTargets(ctx context.Context, f *File, o *Options) ([]*target, error) {
 	if o.BuildPlatform.OS == "" || o.BuildPlatform.Architecture == "" {
 		return nil, errors.New("the platform of this machine is not known")
 	}
@@ -38,6 +66,12 @@ func planBuild(ctx context.Context, f *File, o *Options) (*plan.Build, error) {
 	}
 	if ref := b.args["BUILDKIT_SYNTAX"]; ref != "" && !builtinSyntax(ref) {
 		return nil, fmt.Errorf("build arg BUILDKIT_SYNTAX: syntax image %q is not supported: only docker/dockerfile is built in", ref)
+	}
+	if v := b.args[gitAdviceArg]; v != "" {
+		var err error
+		if b.gitAdvice, err = strconv.ParseBool(v); err != nil {
+			return nil, fmt.Errorf("build arg %s=%s: it is true or false", gitAdviceArg, shorten(v))
+		}
 	}
 	if len(o.Exclude) > 0 {
 		m, err := ignore.New(o.Exclude)
@@ -61,28 +95,9 @@ func planBuild(ctx context.Context, f *File, o *Options) (*plan.Build, error) {
 		})
 	}
 	if err := g.Wait(); err != nil {
-		var found []plan.Warning
-		for _, t := range targets {
-			if t != nil {
-				found = append(found, t.warnings...)
-			}
-		}
-		return &plan.Build{Warnings: sortWarnings(found)}, firstCause(ctx, errs)
+		return targets, firstCause(ctx, errs)
 	}
-
-	out := &plan.Build{}
-	for i, t := range targets {
-		pt, err := t.plan()
-		if i == 0 { // the others find the same, or what is of their platform
-			out.Warnings = t.warnings
-		}
-		if err != nil {
-			return &plan.Build{Warnings: sortWarnings(out.Warnings)}, err
-		}
-		out.Targets = append(out.Targets, pt)
-	}
-	out.Warnings = sortWarnings(out.Warnings)
-	return out, nil
+	return targets, nil
 }
 
 // firstCause returns the first error that is not the echo of another one.
@@ -103,13 +118,17 @@ func firstCause(ctx context.Context, errs []error) error {
 	return echo
 }
 
+// gitAdviceArg is the build arg that has git's advice shown.
+const gitAdviceArg = "BUILDKIT_GIT_ADVICE"
+
 // A builder holds what the targets of one build share.
 type builder struct {
-	file   *File
-	o      *Options
-	args   map[string]string // build args
-	images *images
-	ignore *ignore.Matcher // of the main context; nil for none
+	file      *File
+	o         *Options
+	args      map[string]string // build args
+	images    *images
+	ignore    *ignore.Matcher // of the main context; nil for none
+	gitAdvice bool
 
 	steps map[[sha256.Size]byte]*plan.Step // made so far, by what they are
 }
@@ -150,6 +169,7 @@ type target struct {
 
 	syntax   *syntax
 	globals  *env // arguments that FROM sees
+	declared map[string]globalArg
 	epoch    *time.Time
 	budget   *budget
 	expander *expander
@@ -173,7 +193,7 @@ type target struct {
 func newTarget(ctx context.Context, b *builder, p ocispec.Platform) (*target, error) {
 	t := &target{
 		builder: b, platform: p, implicit: len(b.o.Platforms) == 0, multi: len(b.o.Platforms) > 1,
-		budget: &budget{}, byName: map[string]*stage{}, proxy: proxyEnv(b.args),
+		budget: &budget{}, byName: map[string]*stage{}, declared: map[string]globalArg{}, proxy: proxyEnv(b.args),
 	}
 	if err := t.openLinter(); err != nil {
 		return t, err

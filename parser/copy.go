@@ -245,6 +245,10 @@ func (s *stage) addGit(tr *transfer, g *gitSource) error {
 	if op.Checksum == "" {
 		op.Checksum = tr.checksum
 	}
+	if err := g.byCommit(&op); err != nil {
+		return s.t.errorf(tr.Command, "ADD: %w", err)
+	}
+	op.Advice = s.t.gitAdvice
 	s.addCopy(tr, s.addStep(&op, tr.name, nil), plan.Copy{Source: "/", ContentsOnly: true})
 	return nil
 }

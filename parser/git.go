@@ -1,6 +1,7 @@
 package parser
 
 import (
+	"errors"
 	"fmt"
 	"net/url"
 	"path"
@@ -16,6 +17,7 @@ import (
 type gitSource struct {
 	op         plan.Git
 	keepGitDir *bool // said by the URL
+	fetchBy    bool  // "fetch-by-commit": the checksum is the commit, whatever the ref is now
 }
 
 var (
@@ -73,7 +75,7 @@ func (g *gitSource) setQuery(query url.Values) error {
 	slices.Sort(names)
 	set := func(field *string, what, value string) error {
 		if *field != "" && *field != value {
-			return fmt.Errorf("the %s %q and %q contradict each other", what, *field, value)
+			return fmt.Errorf("%s conflicts: %q and %q", what, *field, value)
 		}
 		*field = value
 		return nil
@@ -96,8 +98,8 @@ func (g *gitSource) setQuery(query url.Values) error {
 				g.keepGitDir = &on
 			case name == "submodules":
 				g.op.SkipSubmodules = !on
-			case on:
-				return fmt.Errorf("query %q is not supported", name)
+			default:
+				g.fetchBy = on
 			}
 			continue
 		}
@@ -106,15 +108,15 @@ func (g *gitSource) setQuery(query url.Values) error {
 		}
 		switch name {
 		case "ref":
-			err = set(&g.op.Ref, "refs", value)
+			err = set(&g.op.Ref, "ref", value)
 		case "tag":
-			err = set(&g.op.Ref, "refs", "refs/tags/"+strings.TrimPrefix(value, "refs/tags/"))
+			err = set(&g.op.Ref, "ref", "refs/tags/"+strings.TrimPrefix(value, "refs/tags/"))
 		case "branch":
-			err = set(&g.op.Ref, "refs", "refs/heads/"+strings.TrimPrefix(value, "refs/heads/"))
+			err = set(&g.op.Ref, "ref", "refs/heads/"+strings.TrimPrefix(value, "refs/heads/"))
 		case "subdir":
-			err = set(&g.op.Subdir, "subdirectories", value)
+			err = set(&g.op.Subdir, "subdir", value)
 		case "checksum", "commit":
-			err = set(&g.op.Checksum, "checksums", value)
+			err = set(&g.op.Checksum, "checksum", value)
 		case "mtime":
 			if value != "checkout" {
 				err = fmt.Errorf("query mtime=%s is not supported", shorten(value))
@@ -129,6 +131,21 @@ func (g *gitSource) setQuery(query url.Values) error {
 	return nil
 }
 
+var fullCommit = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
+
+// byCommit makes an op ask for the commit that its checksum is, where the URL
+// wants that.
+func (g *gitSource) byCommit(op *plan.Git) error {
+	if !g.fetchBy {
+		return nil
+	}
+	if !fullCommit.MatchString(op.Checksum) {
+		return errors.New("fetch-by-commit needs a checksum that is a whole commit")
+	}
+	op.Ref = op.Checksum
+	return nil
+}
+
 // Git reads a build context that is a git repository, written as the source of
 // an ADD is. ok is false if it is something else.
 func Git(src string) (op *plan.Git, ok bool, err error) {
@@ -138,6 +155,9 @@ func Git(src string) (op *plan.Git, ok bool, err error) {
 	}
 	if g.keepGitDir != nil {
 		g.op.KeepGitDir = *g.keepGitDir
+	}
+	if err := g.byCommit(&g.op); err != nil {
+		return nil, true, err
 	}
 	return &g.op, true, nil
 }

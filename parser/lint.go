@@ -114,7 +114,7 @@ func (t *target) lintCasing() {
 // given.
 func (t *target) lintDefaultBases(platformArgs *env) {
 	e := platformArgs.clone()
-	if t.globalArgs(e, nil) != nil {
+	if t.globalArgs(e, nil, nil) != nil {
 		return // there will be an error
 	}
 	for _, st := range t.syntax.stages {

@@ -20,9 +20,13 @@ func (x *execBuilder) addMounts(c *instructions.RunCommand) error {
 		var err error
 		switch m.Type {
 		case instructions.MountTypeSecret:
-			mount, err = x.secret(m)
+			if mount, err = x.secret(m); err == nil {
+				x.needs.secrets = append(x.needs.secrets, Need{mount.ID, mount.Required, x.t.file.sourceAt(c.Location())})
+			}
 		case instructions.MountTypeSSH:
-			mount, err = x.ssh(m)
+			if mount, err = x.ssh(m); err == nil {
+				x.needs.ssh = append(x.needs.ssh, Need{mount.ID, mount.Required, x.t.file.sourceAt(c.Location())})
+			}
 		case instructions.MountTypeTmpfs:
 			mount = plan.Mount{Type: plan.MountTmpfs, Input: -1, Size: m.SizeLimit, Readonly: m.ReadOnly}
 		case instructions.MountTypeCache:
@@ -77,7 +81,7 @@ func (x *execBuilder) bind(m *instructions.Mount, from *stage) (plan.Mount, erro
 func (x *execBuilder) cache(m *instructions.Mount, from *stage) (plan.Mount, error) {
 	mount := plan.Mount{
 		Type: plan.MountCache, Input: -1, Source: path.Join("/", m.Source), Readonly: m.ReadOnly,
-		ID: m.CacheID, Sharing: plan.SharingShared, Mode: 0o755,
+		ID: m.CacheID, Sharing: plan.SharingShared,
 	}
 	if m.From != "" {
 		src, err := x.mountSource(m, from)
@@ -99,6 +103,9 @@ func (x *execBuilder) cache(m *instructions.Mount, from *stage) (plan.Mount, err
 		mount.ID = ns + "/" + mount.ID
 	}
 	setFileInfo(&mount, m)
+	if mount.Mode == 0 && (m.UID != nil || m.GID != nil || m.Mode != nil) {
+		mount.Mode = 0o755
+	}
 	return mount, nil
 }
 

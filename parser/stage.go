@@ -37,6 +37,7 @@ type stage struct {
 	triggered bool // ONBUILD triggers have been added
 	noCache   bool
 	done      bool // its steps are made
+	needs     stageNeeds
 
 	// What the instructions so far have made.
 	step      *plan.Step

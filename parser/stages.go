@@ -63,6 +63,7 @@ func (t *target) newStage(index int, st instructions.Stage) (*stage, error) {
 	if st.Name == "" {
 		s.label = "stage-" + strconv.Itoa(index)
 	}
+	s.needs.use(name.Matched)
 	if st.Platform != "" {
 		if err := s.openPlatform(lint); err != nil {
 			return nil, err
@@ -98,6 +99,7 @@ func (s *stage) openPlatform(lint *linter.Linter) error {
 	if err != nil {
 		return err
 	}
+	s.needs.use(res.Matched)
 	t.lintUndefinedInFrom(res, s.Location, lint)
 	t.lintPlatform(s.Name, flag, res, s.Location, lint)
 	fault := func(err error) error {

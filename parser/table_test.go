@@ -34,7 +34,7 @@ func TestParseGit(t *testing.T) {
 		"https://h/b.git?ref=":                          {git: true, bad: true},
 		"https://h/b.git?ref=a&ref=b":                   {git: true, bad: true},
 		"https://h/b.git?mtime=commit":                  {git: true, bad: true},
-		"https://h/b.git?fetch-by-commit":               {git: true, bad: true},
+		"https://h/b.git?fetch-by-commit=true#x":        {git: true, want: plan.Git{Remote: "https://h/b.git", Ref: "x"}},
 		"https://h/b.git?keep-git-dir=maybe":            {git: true, bad: true},
 		"https://h/b.git?subdir=a#x:b":                  {git: true, bad: true},
 		"https://h/b.git?branch=a&tag=b":                {git: true, bad: true},

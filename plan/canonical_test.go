@@ -20,6 +20,7 @@ var notInKey = map[string]bool{
 	"Image.Ref": true, "Image.Platform": true, "Image.Layout": true,
 	"Local.Name": true, "Local.Exclude": true, "Local.IgnoreFile": true,
 	"Git.AuthToken": true,
+	"Git.Advice":    true,
 	"Exec.Proxy":    true, "Exec.Resources": true, "Exec.BuildArgs": true,
 }
 

@@ -54,6 +54,9 @@ type Git struct {
 	KeepGitDir     bool
 	SkipSubmodules bool
 	AuthToken      string // ID of the secret with a token, not its value
+	// Advice: what git tells people about a checkout is shown. It does not
+	// enter the key.
+	Advice bool
 }
 
 // HTTP is a tree with one file, fetched by http or https. It has no inputs.
@@ -173,7 +176,8 @@ type Mount struct {
 	Required bool
 
 	// Mode, UID and GID are those of a secret file, an SSH socket or a new
-	// cache directory.
+	// cache directory, where a Mode of 0 means that none of them was given
+	// (it is 0755 and root's then).
 	Mode     uint32
 	UID, GID int
 

@@ -9,31 +9,24 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"io/fs"
-	"maps"
 	"os"
 	"os/exec"
-	"path"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
+
+	"github.com/strake-build/strake/bench/imagetree"
 )
 
 func main() {
@@ -144,15 +137,8 @@ func (c *comparer) compare(dockerfile string) string {
 	return cmp.Diff(theirs, ours)
 }
 
-// image is what is compared.
-type image struct {
-	Config  any
-	History []string
-	Files   map[string]string
-}
-
 // build runs a program with an output to an archive added, and reads it.
-func (c *comparer) build(tool, program string, args ...string) (*image, error) {
+func (c *comparer) build(tool, program string, args ...string) (*imagetree.Image, error) {
 	dest := filepath.Join(c.dir, tool+"-out")
 	defer os.RemoveAll(dest)
 	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Minute)
@@ -165,77 +151,9 @@ func (c *comparer) build(tool, program string, args ...string) (*image, error) {
 	if err != nil {
 		return nil, err
 	}
-	img, err := firstImage(index)
+	img, err := imagetree.First(index)
 	if err != nil {
 		return nil, err
 	}
-	return read(img)
-}
-
-func firstImage(index v1.ImageIndex) (v1.Image, error) {
-	m, err := index.IndexManifest()
-	if err != nil {
-		return nil, err
-	}
-	desc := m.Manifests[0]
-	if desc.MediaType.IsIndex() {
-		child, err := index.ImageIndex(desc.Digest)
-		if err != nil {
-			return nil, err
-		}
-		return firstImage(child)
-	}
-	return index.Image(desc.Digest)
-}
-
-func read(img v1.Image) (*image, error) {
-	raw, err := img.RawConfigFile()
-	if err != nil {
-		return nil, err
-	}
-	var config map[string]any
-	if err := json.Unmarshal(raw, &config); err != nil {
-		return nil, err
-	}
-	out := &image{Files: map[string]string{}}
-	history, _ := config["history"].([]any)
-	for _, h := range history {
-		m := h.(map[string]any)
-		out.History = append(out.History, fmt.Sprintln(m["created_by"], m["comment"], m["empty_layer"], m["author"]))
-	}
-	delete(config, "history")
-	delete(config, "rootfs")
-	delete(config, "created")
-	out.Config = config
-
-	r := mutate.Extract(img)
-	defer r.Close()
-	tr := tar.NewReader(r)
-	for {
-		h, err := tr.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return nil, err
-		}
-		sum := sha256.New()
-		if _, err := io.Copy(sum, tr); err != nil {
-			return nil, err
-		}
-		name := path.Clean("/" + h.Name)
-		xattrs := slices.Sorted(maps.Keys(h.PAXRecords))
-		xattrs = slices.DeleteFunc(xattrs, func(s string) bool { return !strings.HasPrefix(s, "SCHILY.xattr.") })
-		out.Files[name] = fmt.Sprintf("%c %o %d:%d %d %q %d,%d %v %x", h.Typeflag, h.Mode, h.Uid, h.Gid, h.Size, h.Linkname, h.Devmajor, h.Devminor, xattrs, sum.Sum(nil)[:6])
-	}
-	// A directory whose entry is not in any layer is made like this.
-	for name := range maps.Clone(out.Files) {
-		for d := path.Dir(name); d != "/"; d = path.Dir(d) {
-			if _, ok := out.Files[d]; !ok {
-				out.Files[d] = fmt.Sprintf("%c %o %d:%d %d %q %d,%d %v %x", tar.TypeDir, 0o755, 0, 0, 0, "", 0, 0, []string{}, sha256.New().Sum(nil)[:6])
-			}
-		}
-	}
-	delete(out.Files, "/")
-	return out, nil
+	return imagetree.Read(img)
 }

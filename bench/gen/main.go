@@ -1,6 +1,6 @@
-// Command gen writes 1 GiB of deterministic files: `gen DIR CHANGED`. Half of
-// each file is noise, half of it text. The content of the first 20 files, about
-// 1 MB, depends on CHANGED.
+// Command gen writes deterministic files: `gen DIR MIB CHANGED SEED`. Half of
+// each file is noise, half of it text. All contents depend on SEED, those of the
+// first 20 files, about 1 MB, on CHANGED too.
 package main
 
 import (
@@ -9,34 +9,37 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
-const (
-	files = 20000
-	size  = 53687
-)
+const size = 53687 // of a file: 20000 of them are 1 GiB
 
 func main() {
-	if len(os.Args) != 3 {
-		fmt.Fprintln(os.Stderr, "usage: gen DIR CHANGED")
-		os.Exit(2)
-	}
-	if err := write(os.Args[1], os.Args[2]); err != nil {
+	var mib int
+	var changed, seed uint64
+	if len(os.Args) == 5 {
+		_, err := fmt.Sscan(strings.Join(os.Args[2:], " "), &mib, &changed, &seed)
+		if err == nil {
+			err = write(os.Args[1], mib<<20/size, changed, seed)
+		}
+		if err == nil {
+			return
+		}
 		fmt.Fprintln(os.Stderr, "gen:", err)
 		os.Exit(1)
 	}
+	fmt.Fprintln(os.Stderr, "usage: gen DIR MIB CHANGED SEED")
+	os.Exit(2)
 }
 
-func write(dir, changed string) error {
+func write(dir string, files int, changed, seed uint64) error {
 	buf := make([]byte, 0, size+64)
 	for i := range files {
-		seed := uint64(i)
+		second := seed << 32
 		if i < 20 {
-			for _, c := range changed {
-				seed = seed*31 + uint64(c) + 1<<40
-			}
+			second += changed
 		}
-		r := rand.New(rand.NewPCG(seed, 2))
+		r := rand.New(rand.NewPCG(uint64(i), second))
 		buf = buf[:0]
 		for len(buf) < size {
 			for range 4 {

@@ -55,9 +55,6 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 		event(done)
 	}()
 	if op := gitContext(arg); op != nil {
-		if _, err := secrets(ctx, "GIT_AUTH_TOKEN"); err == nil {
-			op.AuthToken = "GIT_AUTH_TOKEN"
-		}
 		commit, err := b.Git.Resolve(ctx, op)
 		if err != nil {
 			return "", err
@@ -68,7 +65,7 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 			return gitTime(ctx, b, &at)
 		}
 		in.remote, in.remoteID = op, commit
-		return dir, b.Git.Checkout(ctx, op, commit, dir)
+		return dir, b.Git.Checkout(ctx, op, commit, dir, nil)
 	}
 	fetched, err := in.tempDir(s, "fetch-")
 	if err != nil {

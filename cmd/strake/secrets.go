@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"strings"
 
@@ -78,7 +79,7 @@ func parseSecrets(values []string, e *env) (func(context.Context, string) ([]byt
 	return func(_ context.Context, id string) ([]byte, error) {
 		p, ok := secrets[id]
 		if !ok {
-			return nil, fmt.Errorf("secret %q was not given: add --secret id=%s,src=FILE", id, id)
+			return nil, &missingSecret{id}
 		}
 		if p.env != "" {
 			return []byte(e.getenv(p.env)), nil
@@ -98,6 +99,15 @@ func parseSecrets(values []string, e *env) (func(context.Context, string) ([]byt
 		return data, nil
 	}, nil
 }
+
+// missingSecret is an fs.ErrNotExist.
+type missingSecret struct{ id string }
+
+func (m *missingSecret) Error() string {
+	return fmt.Sprintf("secret %q was not given: add --secret id=%s,src=FILE", m.id, m.id)
+}
+
+func (m *missingSecret) Is(target error) bool { return target == fs.ErrNotExist }
 
 // parseSSH parses --ssh flags: IDs of agents and their sockets.
 func parseSSH(values []string, e *env) (func(plan.Mount) (string, error), error) {

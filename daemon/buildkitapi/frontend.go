@@ -16,6 +16,7 @@ import (
 	"github.com/containerd/platforms"
 	dockerref "github.com/distribution/reference"
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/moby/buildkit/util/grpcerrors"
 	"github.com/opencontainers/go-digest"
@@ -48,8 +49,26 @@ func (j *job) frontend(name string, attrs map[string]string, inputs map[string]*
 	default:
 		return nil, fmt.Errorf("frontend %s not found", name)
 	}
+	if err := checkCaps(attrs["frontend.caps"]); err != nil {
+		return nil, err
+	}
 	f := &dockerfile{job: j, attrs: attrs, inputs: inputs}
 	return f.build(j.ctx)
+}
+
+// frontendCaps are what a client may need a frontend to be able to.
+var frontendCaps = []string{"inputs", "subrequests", "contexts", "contexts.zstd", "gitquerystring"}
+
+// checkCaps refuses what a client needs and this frontend can't.
+func checkCaps(needed string) error {
+	for c := range strings.SplitSeq(needed, ",") {
+		c, _, _ := strings.Cut(c, "+")
+		short, _ := strings.CutPrefix(c, "moby.buildkit.frontend.")
+		if c != "" && !slices.Contains(frontendCaps, short) {
+			return grpcerrors.WrapCode(errdefs.NewUnsupportedFrontendCapError(c), codes.Unimplemented)
+		}
+	}
+	return nil
 }
 
 // builtin reports whether an image is Docker's Dockerfile frontend.
@@ -300,6 +319,7 @@ func (f *dockerfile) load(ctx context.Context) error {
 		if keep, err := strconv.ParseBool(f.attrs["build-arg:BUILDKIT_CONTEXT_KEEP_GIT_DIR"]); err == nil && keep {
 			git.KeepGitDir = true
 		}
+		git.Advice, _ = strconv.ParseBool(f.attrs["build-arg:BUILDKIT_GIT_ADVICE"])
 		f.context = &plan.Step{Op: git, Name: "[internal] load git source " + url, Internal: true}
 		f.remote, file = f.context, f.context
 	case strings.HasPrefix(url, "http://") || strings.HasPrefix(url, "https://"):

@@ -317,6 +317,9 @@ func (j *job) run(refs []*reference) ([]builder.Result, error) {
 
 // secret asks the client for a secret.
 func (j *job) secret(ctx context.Context, id string) ([]byte, error) {
+	if j.session == "" {
+		return nil, notFound{fmt.Errorf("secret %s: the client has no session", id)}
+	}
 	c, err := j.s.caller(ctx, j.session)
 	if err != nil {
 		return nil, err

@@ -5,7 +5,7 @@
 // network only, and names are checked before they become arguments.
 //
 //	commit, err := c.Resolve(ctx, op)             // for the key of the step
-//	err := c.Checkout(ctx, op, commit, dir)       // on a miss
+//	err := c.Checkout(ctx, op, commit, dir, nil)  // on a miss
 //	entries, err := source.Staged(ctx, dir)
 package gitsource
 
@@ -15,6 +15,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net/url"
 	"os"
@@ -40,10 +41,14 @@ type Client struct {
 	// SSHKnownHosts is the file of known host keys for ssh remotes; empty: no
 	// host is known.
 	SSHKnownHosts string
-	// Token returns the secret of plan.Git.AuthToken; nil: there are none.
+	// Token returns a secret: that of plan.Git.AuthToken, or one of those that
+	// give access to a host. The error is fs.ErrNotExist if there is none of
+	// the name. nil: there are none.
 	Token func(ctx context.Context, id string) ([]byte, error)
 	// AllowFile allows repositories of this machine (file://), for tests.
 	AllowFile bool
+
+	log io.Writer // what git says of checkouts; nil: it is quiet
 }
 
 var (
@@ -132,7 +137,7 @@ func (c *Client) Resolve(ctx context.Context, op *plan.Git) (commit string, err 
 	if op.Ref == "" {
 		return "", errors.New("it is empty")
 	}
-	return "", fmt.Errorf("it has no branch or tag %q", op.Ref)
+	return "", fmt.Errorf("repository does not contain ref %s: no branch or tag has this name", op.Ref)
 }
 
 func checksum(op *plan.Git, id string) error {
@@ -213,8 +218,9 @@ func (c *Client) HeadTime(ctx context.Context, dir string) time.Time {
 }
 
 // Checkout puts the tree of a commit that Resolve returned into the empty
-// directory dir.
-func (c *Client) Checkout(ctx context.Context, op *plan.Git, commit, dir string) (err error) {
+// directory dir. What git tells people about the checkout is written to log,
+// unless that is nil.
+func (c *Client) Checkout(ctx context.Context, op *plan.Git, commit, dir string, log io.Writer) (err error) {
 	if err := c.check(op); err != nil {
 		return err
 	}
@@ -226,7 +232,9 @@ func (c *Client) Checkout(ctx context.Context, op *plan.Git, commit, dir string)
 			err = fmt.Errorf("git repository %s: %w", redacted(op.Remote), err)
 		}
 	}()
-	g, err := c.run(ctx, op, dir)
+	talking := *c
+	talking.log = log
+	g, err := talking.run(ctx, op, dir)
 	if err != nil {
 		return err
 	}
@@ -244,7 +252,11 @@ func (c *Client) Checkout(ctx context.Context, op *plan.Git, commit, dir string)
 	if err := fetch(g, op, commit); err != nil {
 		return err
 	}
-	if _, err := g("checkout", "--quiet", "--force", "--detach", commit); err != nil {
+	checkout := []string{"checkout", "--force", commit}
+	if log == nil {
+		checkout = []string{"checkout", "--quiet", "--force", "--detach", commit}
+	}
+	if _, err := g(checkout...); err != nil {
 		return err
 	}
 	if !op.SkipSubmodules {
@@ -411,6 +423,47 @@ func modes(dir string) error {
 	})
 }
 
+// The secrets that give access to a repository where op names none: a header or
+// a token, for one host or all of them.
+const (
+	headerSecret = "GIT_AUTH_HEADER"
+	tokenSecret  = "GIT_AUTH_TOKEN"
+)
+
+// authorization is the setting that authenticates requests to op's host, and to
+// no other, without being on a command line; nil if there is no secret for it.
+func (c *Client) authorization(ctx context.Context, op *plan.Git) (*[2]string, error) {
+	if c.Token == nil || !strings.HasPrefix(op.Remote, "https://") {
+		return nil, nil
+	}
+	u, err := url.Parse(op.Remote)
+	if err != nil {
+		return nil, errors.New("not a URL")
+	}
+	names := []string{headerSecret + "." + u.Host, tokenSecret + "." + u.Host, headerSecret, tokenSecret}
+	if op.AuthToken != "" {
+		names = []string{op.AuthToken + "." + u.Host, op.AuthToken}
+	}
+	for _, name := range names {
+		secret, err := c.Token(ctx, name)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, fmt.Errorf("secret %s: %w", name, err)
+		}
+		value := string(bytes.TrimSpace(secret))
+		if !strings.HasPrefix(name, headerSecret) {
+			value = "basic " + base64.StdEncoding.EncodeToString([]byte("x-access-token:"+value))
+		}
+		if strings.ContainsAny(value, "\r\n") {
+			return nil, fmt.Errorf("secret %s: it has several lines", name)
+		}
+		return &[2]string{"http." + u.Scheme + "://" + u.Host + "/.extraHeader", "Authorization: " + value}, nil
+	}
+	return nil, nil
+}
+
 type runner func(args ...string) (stdout string, err error)
 
 // run returns a function that runs git in dir.
@@ -430,25 +483,19 @@ func (c *Client) run(ctx context.Context, op *plan.Git, dir string, more ...stri
 		{"http.lowSpeedTime", "60"},
 		{"gc.auto", "0"},
 		{"maintenance.auto", "false"},
-		{"advice.detachedHead", "false"},
+		{"advice.detachedHead", strconv.FormatBool(c.log != nil)},
 		{"transfer.credentialsInUrl", "allow"},
 		{"safe.directory", "*"},
 	}
 	if c.AllowFile {
 		settings = append(settings, [2]string{"protocol.file.allow", "always"})
 	}
-	if op.AuthToken != "" && c.Token != nil && strings.HasPrefix(op.Remote, "https://") {
-		token, err := c.Token(ctx, op.AuthToken)
-		if err != nil {
-			return nil, fmt.Errorf("secret %s: %w", op.AuthToken, err)
-		}
-		u, err := url.Parse(op.Remote)
-		if err != nil {
-			return nil, errors.New("not a URL")
-		}
-		// For this host only, and not on the command line.
-		basic := base64.StdEncoding.EncodeToString([]byte("x-access-token:" + string(bytes.TrimSpace(token))))
-		settings = append(settings, [2]string{"http." + u.Scheme + "://" + u.Host + "/.extraHeader", "Authorization: basic " + basic})
+	header, err := c.authorization(ctx, op)
+	if err != nil {
+		return nil, err
+	}
+	if header != nil {
+		settings = append(settings, *header)
 	}
 	known := c.SSHKnownHosts
 	if known == "" {
@@ -483,6 +530,9 @@ func (c *Client) run(ctx context.Context, op *plan.Git, dir string, more ...stri
 		var stdout bytes.Buffer
 		stderr := &tail{limit: 8 << 10}
 		cmd.Stdout, cmd.Stderr = &stdout, stderr
+		if c.log != nil && args[0] == "checkout" {
+			cmd.Stderr = io.MultiWriter(stderr, c.log)
+		}
 		err := cmd.Run()
 		switch {
 		case err == nil:

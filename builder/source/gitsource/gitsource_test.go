@@ -158,7 +158,7 @@ func TestCheckout(t *testing.T) {
 			if err != nil || commit != tt.commit {
 				t.Fatalf("resolved to %s, %v; want %s", commit, err, tt.commit)
 			}
-			if err := c.Checkout(context.Background(), &op, commit, dir); err != nil {
+			if err := c.Checkout(context.Background(), &op, commit, dir, nil); err != nil {
 				t.Fatal(err)
 			}
 			if diff := cmp.Diff(tt.want, tree(t, dir)); diff != "" {
@@ -182,7 +182,7 @@ func TestSubmodules(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := c.Checkout(context.Background(), &op, commit, dir); err != nil {
+		if err := c.Checkout(context.Background(), &op, commit, dir, nil); err != nil {
 			t.Fatal(err)
 		}
 		if got := slices.Contains(tree(t, dir), "mod/s = sub"); got == skip {
@@ -205,7 +205,7 @@ func TestSubmoduleOfThisMachine(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	err = c.Checkout(context.Background(), &op, commit, t.TempDir())
+	err = c.Checkout(context.Background(), &op, commit, t.TempDir(), nil)
 	if err == nil || !strings.Contains(err.Error(), "'file' not allowed") {
 		t.Errorf("got %v", err)
 	}
@@ -231,7 +231,7 @@ func TestHooksAreNotRun(t *testing.T) {
 	}
 	op := plan.Git{Remote: r.url + "/a/.git"}
 	c := &Client{Env: []string{"XDG_CONFIG_HOME=" + home, "HOME=" + home}}
-	if err := c.Checkout(context.Background(), &op, commit, t.TempDir()); err != nil {
+	if err := c.Checkout(context.Background(), &op, commit, t.TempDir(), nil); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := os.Stat(ran); !errors.Is(err, os.ErrNotExist) {
@@ -249,7 +249,7 @@ func TestErrors(t *testing.T) {
 		op   plan.Git
 		want string
 	}{
-		{"no such ref", plan.Git{Remote: remote, Ref: "nope"}, `no branch or tag "nope"`},
+		{"no such ref", plan.Git{Remote: remote, Ref: "nope"}, `repository does not contain ref nope`},
 		{"no such repository", plan.Git{Remote: r.url + "/none/.git"}, "not found"},
 		{"no such commit", plan.Git{Remote: remote, Ref: strings.Repeat("1", 40)}, "commit"},
 		{"other checksum", plan.Git{Remote: remote, Ref: "main", Checksum: "0123"}, "expected checksum to match 0123, got " + commit},
@@ -269,7 +269,7 @@ func TestErrors(t *testing.T) {
 			c := &Client{}
 			got, err := c.Resolve(context.Background(), &tt.op)
 			if err == nil {
-				err = c.Checkout(context.Background(), &tt.op, got, t.TempDir())
+				err = c.Checkout(context.Background(), &tt.op, got, t.TempDir(), nil)
 			}
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("got %v, want %q", err, tt.want)

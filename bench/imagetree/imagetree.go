@@ -1,0 +1,100 @@
+// Package imagetree reads images so that what two tools made of one Dockerfile
+// can be compared: their configurations, histories and file trees, whatever the
+// layers, the compression and the times.
+package imagetree
+
+import (
+	"archive/tar"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"path"
+	"slices"
+	"strings"
+
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+)
+
+// Image is what is compared.
+type Image struct {
+	Config  any
+	History []string
+	Files   map[string]string // path → type, mode, owner, size, link, device, xattrs and digest
+}
+
+// First is the first image of an index, or of the index that it names first.
+func First(index v1.ImageIndex) (v1.Image, error) {
+	m, err := index.IndexManifest()
+	if err != nil {
+		return nil, err
+	}
+	if len(m.Manifests) == 0 {
+		return nil, errors.New("the index names no image")
+	}
+	desc := m.Manifests[0]
+	if desc.MediaType.IsIndex() {
+		child, err := index.ImageIndex(desc.Digest)
+		if err != nil {
+			return nil, err
+		}
+		return First(child)
+	}
+	return index.Image(desc.Digest)
+}
+
+// Read reads an image, with the contents of all layers.
+func Read(img v1.Image) (*Image, error) {
+	raw, err := img.RawConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	var config map[string]any
+	if err := json.Unmarshal(raw, &config); err != nil {
+		return nil, err
+	}
+	out := &Image{Files: map[string]string{}}
+	history, _ := config["history"].([]any)
+	for _, h := range history {
+		m, _ := h.(map[string]any)
+		out.History = append(out.History, fmt.Sprintln(m["created_by"], m["comment"], m["empty_layer"], m["author"]))
+	}
+	delete(config, "history")
+	delete(config, "rootfs")
+	delete(config, "created")
+	out.Config = config
+
+	r := mutate.Extract(img)
+	defer r.Close()
+	tr := tar.NewReader(r)
+	for {
+		h, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+		sum := sha256.New()
+		if _, err := io.Copy(sum, tr); err != nil {
+			return nil, err
+		}
+		name := path.Clean("/" + h.Name)
+		xattrs := slices.Sorted(maps.Keys(h.PAXRecords))
+		xattrs = slices.DeleteFunc(xattrs, func(s string) bool { return !strings.HasPrefix(s, "SCHILY.xattr.") })
+		out.Files[name] = fmt.Sprintf("%c %o %d:%d %d %q %d,%d %v %x", h.Typeflag, h.Mode, h.Uid, h.Gid, h.Size, h.Linkname, h.Devmajor, h.Devminor, xattrs, sum.Sum(nil)[:6])
+	}
+	// A directory whose entry is not in any layer is made like this.
+	for name := range maps.Clone(out.Files) {
+		for d := path.Dir(name); d != "/"; d = path.Dir(d) {
+			if _, ok := out.Files[d]; !ok {
+				out.Files[d] = fmt.Sprintf("%c %o %d:%d %d %q %d,%d %v %x", tar.TypeDir, 0o755, 0, 0, 0, "", 0, 0, []string{}, sha256.New().Sum(nil)[:6])
+			}
+		}
+	}
+	delete(out.Files, "/")
+	return out, nil
+}
