@@ -3,7 +3,6 @@ package parser
 import (
 	"errors"
 	"fmt"
-	"net/url"
 	"path"
 	"strconv"
 	"strings"
@@ -208,12 +207,7 @@ func (s *stage) addPath(tr *transfer, src string) error {
 }
 
 func (s *stage) addHTTP(tr *transfer, src string) error {
-	op := &plan.HTTP{URL: src, Filename: "__unnamed__"}
-	if u, err := url.Parse(src); err == nil {
-		if base := path.Base(u.Path); base != "." && base != "/" {
-			op.Filename = base
-		}
-	}
+	op := &plan.HTTP{URL: src, Filename: urlBase(src)}
 	if tr.checksum != "" {
 		d, err := digest.Parse(tr.checksum)
 		if err != nil {

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/url"
-	"path"
 	"strings"
 	"time"
 
@@ -77,11 +75,5 @@ func (t *target) epochAdd(add *instructions.AddCommand) (*plan.Step, error) {
 	if !isURL(src) {
 		return nil, errors.New("SOURCE_DATE_EPOCH stage source must be a single HTTP(S) or Git ADD")
 	}
-	name := "__unnamed__"
-	if u, err := url.Parse(src); err == nil {
-		if b := path.Base(u.Path); b != "." && b != "/" {
-			name = b
-		}
-	}
-	return &plan.Step{Op: &plan.HTTP{URL: src, Filename: name, Checksum: digest.Digest(add.Checksum)}, Name: "[internal] load " + src, Internal: true}, nil
+	return &plan.Step{Op: &plan.HTTP{URL: src, Filename: urlBase(src), Checksum: digest.Digest(add.Checksum)}, Name: "[internal] load " + src, Internal: true}, nil
 }

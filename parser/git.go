@@ -161,3 +161,28 @@ func Git(src string) (op *plan.Git, ok bool, err error) {
 	}
 	return &g.op, true, nil
 }
+
+// Remote is the step of a named context that is a git repository or a file to be
+// fetched by http. ok is false if value is something else.
+func Remote(name, value string) (step *plan.Step, ok bool, err error) {
+	op, ok, err := Git(value)
+	switch {
+	case ok && err == nil:
+		return &plan.Step{Op: op, Name: "[context " + name + "] load git source " + value}, true, nil
+	case ok:
+		return nil, true, err
+	case isURL(value):
+		return &plan.Step{Op: &plan.HTTP{URL: value, Filename: urlBase(value)}, Name: "[context " + name + "] " + value}, true, nil
+	}
+	return nil, false, nil
+}
+
+// urlBase is the name of the file that a URL is fetched as.
+func urlBase(s string) string {
+	if u, err := url.Parse(s); err == nil {
+		if b := path.Base(u.Path); b != "." && b != "/" {
+			return b
+		}
+	}
+	return "__unnamed__"
+}

@@ -151,6 +151,9 @@ func (c *outliner) stage(s *stage) {
 	n := s.needs
 	for _, a := range slices.Backward(n.args) { // the last one counts
 		if c.first("arg " + a.Name) {
+			if a.Description == "" {
+				a.Description = c.t.declared[a.Name].Description
+			}
 			c.out.Args = append(c.out.Args, a)
 		}
 	}

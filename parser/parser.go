@@ -78,6 +78,8 @@ type Context struct {
 	// Exclude and IgnoreFile are the directory's ignore patterns.
 	Exclude    []string
 	IgnoreFile string
+	// Stage is the name of a stage of the file to use instead.
+	Stage string
 	// Step is anything else (git, http, the result of another build).
 	Step *plan.Step
 	// Config is the image configuration that goes with Step; nil if there is

@@ -8,8 +8,10 @@ import (
 	"strings"
 
 	"github.com/containerd/platforms"
+	"github.com/distribution/reference"
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
 
 // scratch is the name of the empty image.
@@ -70,12 +72,20 @@ func (t *target) newStage(index int, st instructions.Stage) (*stage, error) {
 		}
 	}
 	if st.Name != "" {
-		if c, ok := t.context(st.Name, s.platformOr()); ok {
+		switch c, ok := t.context(st.Name, s.platformOr()); {
+		case ok && c.Stage != "":
+			s.BaseName, s.Commands = c.Stage, nil
+			st = s.Stage
+		case ok:
 			s.context, s.replaced = c, true
 			return s, nil
 		}
 	}
-	s.base = t.byName[st.BaseName]
+	if s.base = t.byName[st.BaseName]; s.base == nil {
+		if s.base, err = t.contextStage(st.BaseName, s.platformOr()); err != nil {
+			return nil, err
+		}
+	}
 	if s.base == nil && st.BaseName != scratch {
 		s.total = 1
 	}
@@ -86,6 +96,31 @@ func (t *target) newStage(index int, st instructions.Stage) (*stage, error) {
 		}
 	}
 	return s, nil
+}
+
+// contextStage is the stage that a named context puts in the place of an image;
+// nil if there is no such context.
+func (t *target) contextStage(name string, p ocispec.Platform) (*stage, error) {
+	if len(t.o.Contexts) == 0 || name == scratch {
+		return nil, nil
+	}
+	c, ok := t.context(tagged(name), p)
+	if !ok || c.Stage == "" {
+		return nil, nil
+	}
+	if s := t.byName[strings.ToLower(c.Stage)]; s != nil {
+		return s, nil
+	}
+	return nil, fmt.Errorf("context %s: there is no stage %q before this instruction", name, c.Stage)
+}
+
+// tagged is an image name in its long form; names that are none stay.
+func tagged(name string) string {
+	named, err := reference.ParseNormalizedNamed(name)
+	if err != nil {
+		return name
+	}
+	return reference.TagNameOnly(named).String()
 }
 
 func (t *target) noCacheStage(name string) bool {
@@ -198,6 +233,12 @@ func (t *target) command(s *stage, c instructions.Command) (command, error) {
 			if m.From != "" && m.From != scratch {
 				var ok bool
 				if from, ok = t.stageByName(m.From); !ok {
+					var err error
+					if from, err = t.contextStage(m.From, s.platformOr()); err != nil {
+						return cmd, t.file.at(c.Location(), err)
+					}
+				}
+				if from == nil {
 					from = t.external(m.From, c.Location(), "RUN --mount=from="+m.From)
 				}
 			}
@@ -226,6 +267,9 @@ func (t *target) copySource(s *stage, c *instructions.CopyCommand) (*stage, erro
 	}
 	if from, ok := t.stageByName(c.From); ok {
 		return from, nil
+	}
+	if from, err := t.contextStage(c.From, s.platformOr()); from != nil || err != nil {
+		return from, t.file.at(c.Location(), err)
 	}
 	return t.external(c.From, c.Location(), what), nil
 }

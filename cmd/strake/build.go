@@ -30,6 +30,7 @@ type buildOptions struct {
 	resourceOptions
 	attestOptions
 	cacheOptions
+	callOptions
 
 	file          string
 	tags          []string
@@ -74,7 +75,7 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.load, "load", false, "put the image into the local store, as is done without --output")
 	f.StringVar(&o.iidFile, "iidfile", "", "write the image ID to a `FILE`")
 	f.StringVar(&o.metadataFile, "metadata-file", "", "write digests and names as JSON to a `FILE`")
-	f.StringArrayVar(&o.contexts, "build-context", nil, "one more context for COPY --from and FROM: `NAME=DIR` or NAME=docker-image://REF")
+	f.StringArrayVar(&o.contexts, "build-context", nil, "one more context for COPY --from and FROM: `NAME=DIR`, a git or http URL, docker-image://REF, oci-layout://DIR[:TAG] or target:STAGE")
 	f.StringArrayVar(&o.hosts, "add-host", nil, "entry of /etc/hosts in RUN steps: `HOST:IP`")
 	f.StringVar(&o.hostname, "hostname", "", "host name in RUN steps")
 	f.StringArrayVar(&o.secrets, "secret", nil, "a secret for RUN --mount=type=secret: `id=ID,src=FILE` or id=ID,env=NAME")
@@ -86,6 +87,7 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	o.sandboxOptions.addFlags(f)
 	o.resourceOptions.addFlags(f)
 	o.cacheOptions.addFlags(f)
+	o.callOptions.addFlags(f)
 	o.displayOptions.addFlags(f, "show nothing, and print the image ID")
 	o.attestOptions.addFlags(f)
 	addFixed(f,
@@ -135,6 +137,8 @@ The image is put into the local store, or delivered as --output and --push say.`
   strake build --cache-from registry.example/app-cache \
     --cache-to type=registry,ref=registry.example/app-cache,mode=max -t app .
   strake build --secret id=token,src=token.txt .         # for RUN --mount=type=secret,id=token
+  strake build --check .                                 # only check the Dockerfile
+  strake build --call outline --target test .            # what it can be given
   strake build - < Dockerfile`,
 		Args: nArgs(1, 1, "the build context: a directory, a URL, or - for stdin; try: strake build ."),
 		RunE: func(cmd *cobra.Command, args []string) error { return runBuild(cmd.Context(), o, args[0], e) },
@@ -157,6 +161,10 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		return err
 	}
 	asked, err := o.attestOptions.parse()
+	if err != nil {
+		return err
+	}
+	question, err := o.question()
 	if err != nil {
 		return err
 	}
@@ -186,8 +194,11 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	b.Slots = o.parallel
 	b.Git.Token = secrets
 	metadata := map[string]any{}
-	rec := o.record(contextArg, popts, outputs, s, e)
-	defer func() { rec.end(err, metadata) }()
+	var rec *recording // of a build; questions leave none
+	if question == nil {
+		rec = o.record(contextArg, popts, outputs, s, e)
+		defer func() { rec.end(err, metadata) }()
+	}
 	display, err := e.display(o.displayOptions, rec.logs())
 	if err != nil {
 		return err
@@ -200,14 +211,23 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		return err
 	}
 	defer func() { err = errors.Join(err, in.close()) }()
+	popts.Contexts, popts.Exclude, popts.IgnoreFile = in.contexts, in.exclude, in.ignoreFile
+	popts.EpochOf = epochOf(in, b)
+	describe := &describer{o: o, asked: asked, started: started, version: version(), in: in, args: popts, b: b, s: s, event: display.Event}
+	images := resolver(b, o.pull, display.Event, describe.resolved)
+	popts.Resolve = func(ctx context.Context, ref string, p ocispec.Platform) (parser.Resolved, error) {
+		if strings.HasPrefix(ref, schemeLayout) {
+			return in.layout(ctx, ref, p, b, display.Event)
+		}
+		return images(ctx, ref, p)
+	}
+	if question != nil {
+		return question.answer(ctx, in.name, in.dockerfile, popts, display, e)
+	}
 	file, err := parser.Parse(in.name, in.dockerfile)
 	if err != nil {
 		return err
 	}
-	popts.Contexts, popts.Exclude, popts.IgnoreFile = in.contexts, in.exclude, in.ignoreFile
-	popts.EpochOf = epochOf(in, b)
-	describe := &describer{o: o, asked: asked, started: started, version: version(), in: in, args: popts, b: b, s: s, event: display.Event}
-	popts.Resolve = resolver(b, o.pull, display.Event, describe.resolved)
 	build, err := file.Plan(ctx, popts)
 	if err != nil {
 		return err

@@ -21,6 +21,7 @@ import (
 	"github.com/strake-build/strake/builder/source"
 	"github.com/strake-build/strake/builder/source/gitsource"
 	"github.com/strake-build/strake/layers/compress"
+	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/parser/ignore"
 	"github.com/strake-build/strake/plan"
@@ -35,6 +36,7 @@ type inputs struct {
 	ignoreFile string
 	contexts   map[string]parser.Context
 	locals     map[string]builder.Local
+	layouts    map[string]*image.Layout // by directory
 	// changed tells when the main context was changed last; the zero time if
 	// that is not known.
 	changed func(context.Context) (time.Time, error)
@@ -73,7 +75,7 @@ func checkReferences(contextArg, file string) error {
 // openInputs reads the build file and opens the contexts. Nothing is walked.
 // fetch gets a context that is a URL.
 func openInputs(ctx context.Context, o buildOptions, arg string, index *source.Index, s *store, e *env, fetch func(in *inputs, mayBeFile bool) (string, error)) (_ *inputs, err error) {
-	in := &inputs{contexts: map[string]parser.Context{}, locals: map[string]builder.Local{}}
+	in := &inputs{contexts: map[string]parser.Context{}, locals: map[string]builder.Local{}, layouts: map[string]*image.Layout{}}
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, in.close())
@@ -261,34 +263,6 @@ func openLocal(dir string, patterns []string, ignoreFile string, index *source.I
 		return builder.Local{}, nil, err
 	}
 	return builder.Local{Dir: d, Why: why}, d.Close, nil
-}
-
-// addNamed adds a --build-context.
-func (in *inputs) addNamed(name, value string, index *source.Index) error {
-	name = strings.ToLower(name)
-	if ref, ok := strings.CutPrefix(value, "docker-image://"); ok {
-		in.contexts[name] = parser.Context{Image: ref}
-		return nil
-	}
-	if strings.HasPrefix(value, "oci-layout://") || strings.HasPrefix(value, "target:") || isURL(value) {
-		return usagef("--build-context %s=%s: it is a directory or docker-image://REF; others are not supported yet", name, value)
-	}
-	if err := checkContext(value); err != nil {
-		return fmt.Errorf("--build-context %s: %w", name, err)
-	}
-	c := parser.Context{Local: "context:" + name, IgnoreFile: filepath.Join(value, ".dockerignore")}
-	var err error
-	if c.Exclude, err = readIgnore(c.IgnoreFile, openFile); err != nil {
-		return err
-	}
-	local, close, err := openLocal(value, c.Exclude, c.IgnoreFile, index)
-	if err != nil {
-		return err
-	}
-	in.contexts[name] = c
-	in.locals[c.Local] = local
-	in.closers = append(in.closers, close)
-	return nil
 }
 
 // fromStdin reads a tar archive into a temporary directory, which it returns;

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"io"
 	"os"
-	"path"
 	"strings"
 	"time"
 
@@ -16,28 +15,9 @@ import (
 	"github.com/strake-build/strake/progress"
 )
 
-// gitContext reads a context argument as a git repository: a URL that is one by
-// its form, with #REF[:DIR] after it. nil if it is something else.
-func gitContext(arg string) *plan.Git {
-	remote, fragment, _ := strings.Cut(arg, "#")
-	switch {
-	case strings.HasPrefix(remote, "github.com/"):
-		remote = "https://" + strings.TrimSuffix(remote, ".git") + ".git"
-	case strings.HasPrefix(remote, "git://"), strings.HasPrefix(remote, "ssh://"), strings.HasPrefix(remote, "git@"):
-	case isHTTP(remote) && strings.HasSuffix(remote, ".git"):
-	default:
-		return nil
-	}
-	ref, dir, _ := strings.Cut(fragment, ":")
-	return &plan.Git{Remote: remote, Ref: ref, Subdir: strings.TrimPrefix(path.Join("/", dir), "/")}
-}
-
 func isHTTP(s string) bool {
 	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
 }
-
-// isURL reports whether a context is somewhere else.
-func isURL(s string) bool { return isHTTP(s) || gitContext(s) != nil }
 
 // fetchContext gets a context from a URL into a temporary directory, which it
 // returns: a git repository, a tar archive or a build file.
@@ -54,7 +34,11 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 		}
 		event(done)
 	}()
-	if op := gitContext(arg); op != nil {
+	op, git, err := gitContext(arg)
+	if err != nil {
+		return "", err
+	}
+	if git {
 		commit, err := b.Git.Resolve(ctx, op)
 		if err != nil {
 			return "", err

@@ -160,8 +160,6 @@ var dockerFlags = map[string]map[string]string{
 	"build": {
 		"attest":       "strake writes no attestations yet",
 		"builder":      "there is no builder to choose, strake builds itself",
-		"call":         "strake only builds",
-		"check":        "strake only builds; findings about the build file are shown while it does",
 		"compress":     "the build context goes nowhere that it should be compressed for",
 		"isolation":    "it is for Windows",
 		"security-opt": "use RUN --security and --allow",

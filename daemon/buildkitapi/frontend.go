@@ -540,14 +540,12 @@ func (f *dockerfile) namedContext(name, value string) (parser.Context, error) {
 	if !ok {
 		return parser.Context{}, fmt.Errorf("invalid context specifier %s for %s", value, name)
 	}
-	if git, isGit, err := parser.Git(value); isGit {
-		return parser.Context{Step: &plan.Step{Op: git, Name: "[context " + name + "] load git source " + value}}, err
+	if step, ok, err := parser.Remote(name, value); ok {
+		return parser.Context{Step: step}, err
 	}
 	switch kind {
 	case "docker-image":
 		return parser.Context{Image: strings.TrimPrefix(rest, "//")}, nil
-	case "http", "https":
-		return parser.Context{Step: &plan.Step{Op: &plan.HTTP{URL: value, Filename: "context"}, Name: "[context " + name + "] " + value}}, nil
 	case "local":
 		hint := name + "-" + f.attrs["sharedkey:localdir:"+name]
 		c := parser.Context{Local: "context:" + rest + "\x00" + hint, IgnoreFile: ".dockerignore"}

@@ -1,11 +1,7 @@
 package buildkitapi
 
 import (
-	"archive/tar"
-	"bytes"
 	"context"
-	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -14,7 +10,6 @@ import (
 	"github.com/containerd/containerd/v2/core/content"
 	sessioncontent "github.com/moby/buildkit/session/content"
 	"github.com/opencontainers/go-digest"
-	specs "github.com/opencontainers/image-spec/specs-go"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/builder"
@@ -55,18 +50,24 @@ func (j *job) layout(ctx context.Context, sessionID, store, dgst string, p ocisp
 	if err != nil {
 		return fail(err)
 	}
-	r, w := io.Pipe()
-	go func() { w.CloseWithError(writeImage(ctx, w, cs, img)) }()
 	b := j.s.o.Builder
-	names, err := b.Images.Load(ctx, r, b.Layers)
-	r.CloseWithError(errors.New("not wanted any more")) // ends the writer
+	stored, err := b.Images.LoadOne(ctx, img, func(desc ocispec.Descriptor) (io.ReadCloser, error) { return blob(ctx, cs, desc) }, b.Layers)
 	if err != nil {
 		return fail(err)
 	}
-	if len(names) == 0 || len(names[0].Images) == 0 {
-		return fail(errors.New("no image was taken over"))
+	return b.Stored(stored, "oci-layout://"+store, p)
+}
+
+// blob opens a blob of the client.
+func blob(ctx context.Context, cs content.Provider, desc ocispec.Descriptor) (io.ReadCloser, error) {
+	ra, err := cs.ReaderAt(ctx, desc)
+	if err != nil {
+		return nil, err
 	}
-	return b.Stored(names[0].Images[0], "oci-layout://"+store, p)
+	return struct {
+		io.Reader
+		io.Closer
+	}{io.NewSectionReader(ra, 0, ra.Size()), ra}, nil
 }
 
 // document reads a small blob of the client and checks it.
@@ -87,47 +88,6 @@ func document(ctx context.Context, cs content.Provider, desc ocispec.Descriptor)
 		return nil, fmt.Errorf("%s: the content does not have this digest", desc.Digest)
 	}
 	return data, nil
-}
-
-// writeImage writes an image of the client as an OCI archive.
-func writeImage(ctx context.Context, w io.Writer, cs content.Provider, img *manifest.Image) error {
-	index, err := json.Marshal(ocispec.Index{
-		Versioned: specs.Versioned{SchemaVersion: 2}, MediaType: ocispec.MediaTypeImageIndex, Manifests: []ocispec.Descriptor{img.Desc},
-	})
-	if err != nil {
-		return err
-	}
-	tw := tar.NewWriter(w)
-	file := func(name string, size int64, r io.Reader) error {
-		if err := tw.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Mode: 0o644, Size: size}); err != nil {
-			return err
-		}
-		_, err := io.Copy(tw, r)
-		return err
-	}
-	for name, data := range map[string][]byte{
-		"oci-layout": []byte(`{"imageLayoutVersion":"1.0.0"}`), "index.json": index,
-	} {
-		if err := file(name, int64(len(data)), bytes.NewReader(data)); err != nil {
-			return err
-		}
-	}
-	seen := map[digest.Digest]bool{}
-	for _, desc := range append([]ocispec.Descriptor{img.Desc, img.Manifest.Config}, img.Manifest.Layers...) {
-		if seen[desc.Digest] {
-			continue
-		}
-		seen[desc.Digest] = true
-		ra, err := cs.ReaderAt(ctx, desc)
-		if err != nil {
-			return fmt.Errorf("%s: %w", desc.Digest, err)
-		}
-		err = file("blobs/"+desc.Digest.Algorithm().String()+"/"+desc.Digest.Encoded(), ra.Size(), io.NewSectionReader(ra, 0, ra.Size()))
-		if err := errors.Join(err, ra.Close()); err != nil {
-			return fmt.Errorf("%s: %w", desc.Digest, err)
-		}
-	}
-	return tw.Close()
 }
 
 // sendLayout gives the blobs of an OCI layout to the client, which makes its
