@@ -16,6 +16,7 @@ import (
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/progress"
+	"github.com/strake-build/strake/state/builds"
 )
 
 func (b *Builder) slotCount() int {
@@ -65,6 +66,11 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 	}
 	bd.findMinimal()
 
+	defer func() {
+		if r.Record != nil {
+			r.Record.SetSteps(r.Build, bd.steps())
+		}
+	}()
 	results := make([]Result, len(r.Build.Targets))
 	g, gctx := errgroup.WithContext(ctx)
 	for i, t := range r.Build.Targets {
@@ -135,6 +141,7 @@ type vertex struct {
 	whole   *vertex // of a Local: see copyAll
 
 	mu       sync.Mutex
+	outcome  outcome
 	reported bool // Cached or Start was sent
 	open     bool // Start was sent for a download
 }
@@ -288,6 +295,7 @@ func (bd *build) lookup(v *vertex, key cache.Key) (cache.Record, bool) {
 		return rec, true
 	}
 	if v.noCache {
+		v.missed(builds.MissNoCache)
 		return cache.Record{}, false
 	}
 	rec, ok = bd.b.Cache.Get(key)
@@ -296,10 +304,14 @@ func (bd *build) lookup(v *vertex, key cache.Key) (cache.Record, bool) {
 	}
 	for _, t := range rec.Outputs {
 		if ok, err := bd.b.Layers.Lease(t); err != nil || !ok {
+			v.missed(builds.MissLost)
 			return cache.Record{}, false
 		}
 	}
-	return rec, bd.available(v, rec)
+	if ok = bd.available(v, rec); !ok {
+		v.missed(builds.MissLost)
+	}
+	return rec, ok
 }
 
 // run makes the result of a step and records it.

@@ -31,6 +31,7 @@ import (
 	"github.com/strake-build/strake/progress"
 	"github.com/strake-build/strake/registry"
 	"github.com/strake-build/strake/state"
+	"github.com/strake-build/strake/state/builds"
 )
 
 // Builder runs plans on one store. Several builds may run at once. The exported
@@ -86,6 +87,9 @@ type Request struct {
 	offline bool // nothing that is only in remote caches counts
 
 	Progress progress.Func
+	// Record gets what went into the steps, and what became of them; nil:
+	// nobody wants to know.
+	Record *builds.Build
 }
 
 // Local is a directory of the user.

@@ -207,7 +207,7 @@ func (bd *build) digestNow(ctx context.Context, v *vertex, i int) (digest.Digest
 	if err != nil {
 		return "", err
 	}
-	d, err := selectionDigest(ctx, v.step.Op, i, fin)
+	d, err := bd.selection(ctx, v, i, fin)
 	return d, bd.stepError(v, err)
 }
 

@@ -56,6 +56,9 @@ func (bd *build) reportCached(v *vertex) {
 func (bd *build) event(v *vertex, e progress.Event) {
 	e.Time = time.Now()
 	e.Vertex = v.id
+	v.mu.Lock()
+	v.outcome.note(e)
+	v.mu.Unlock()
 	bd.r.Progress(e)
 }
 

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 )
@@ -217,7 +216,7 @@ func (d *Display) note(v *vertex, e Event) {
 		switch {
 		case e.Error == "":
 			v.state = done
-		case e.Error == "canceled", strings.HasSuffix(e.Error, ": canceled"), strings.HasSuffix(e.Error, "context canceled"):
+		case e.IsCanceled():
 			v.state = canceled
 		default:
 			v.state, v.err = failed, Clean(e.Error)

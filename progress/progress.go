@@ -5,7 +5,10 @@
 // called from many goroutines at once and must not block for long.
 package progress
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Kind says what an Event tells.
 type Kind string
@@ -43,6 +46,11 @@ type Event struct {
 
 	Text string `json:"text,omitempty"` // Warning
 	URL  string `json:"url,omitempty"`  // Warning: where to read more
+}
+
+// IsCanceled reports whether a Done tells that the vertex was stopped.
+func (e Event) IsCanceled() bool {
+	return e.Error == "canceled" || strings.HasSuffix(e.Error, ": canceled") || strings.HasSuffix(e.Error, "context canceled")
 }
 
 // Func takes events. A nil Func is never called: use Discard.

@@ -95,11 +95,10 @@ func (h *hasher) digest() digest.Digest {
 
 // match hashes what c takes from a match.
 func (h *hasher) match(ctx context.Context, c *plan.Copy, m match, contentsOnly bool) error {
-	var items itemList
-	if err := walk(ctx, h.in, c, m, items.add); err != nil {
+	items, err := digestItems(ctx, h.in, c, m)
+	if err != nil {
 		return err
 	}
-	var files []*item
 	// Other names of a file count only if they are taken, too: layers share
 	// files with each other that have one name in the tree.
 	names := map[linkID]int{}
@@ -107,19 +106,6 @@ func (h *hasher) match(ctx context.Context, c *plan.Copy, m match, contentsOnly 
 		if it.link != (linkID{}) {
 			names[it.link]++
 		}
-		switch e := &it.entry; {
-		case e.Type != layers.Regular:
-		case e.Inline || e.Size == 0:
-			e.Digest = digest.FromBytes(e.Data)
-		case e.Digest == "":
-			files = append(files, it)
-		}
-	}
-	err := digestAll(ctx, h.in.tree(), len(files),
-		func(i int) string { return files[i].entry.Path },
-		func(i int, d digest.Digest) { files[i].entry.Digest = d })
-	if err != nil {
-		return err
 	}
 	links := map[linkID]uint64{}
 	h.number(uint64(items.n))
@@ -134,6 +120,26 @@ func (h *hasher) match(ctx context.Context, c *plan.Copy, m match, contentsOnly 
 		h.item(it, link, contentsOnly)
 	}
 	return nil
+}
+
+// digestItems lists what c takes from a match, with the digests of files.
+func digestItems(ctx context.Context, in Input, c *plan.Copy, m match) (items itemList, err error) {
+	if err := walk(ctx, in, c, m, items.add); err != nil {
+		return items, err
+	}
+	var files []*item
+	for it := range items.all {
+		switch e := &it.entry; {
+		case e.Type != layers.Regular:
+		case e.Inline || e.Size == 0:
+			e.Digest = digest.FromBytes(e.Data)
+		case e.Digest == "":
+			files = append(files, it)
+		}
+	}
+	return items, digestAll(ctx, in.tree(), len(files),
+		func(i int) string { return files[i].entry.Path },
+		func(i int, d digest.Digest) { files[i].entry.Digest = d })
 }
 
 // item hashes a file; link numbers those that have several names.

@@ -237,7 +237,7 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		return err
 	}
 	request := builder.Request{
-		Build: build, Locals: in.locals, Secret: secrets, SSH: agents, NoCache: o.noCache, Progress: display.Event,
+		Build: build, Locals: in.locals, Secret: secrets, SSH: agents, NoCache: o.noCache, Progress: display.Event, Record: rec.build(),
 	}
 	finish, err := caches.open(ctx, s, &request)
 	if err != nil {

@@ -16,9 +16,8 @@ import (
 // recording is the record of a build under way; nil if it can't be kept, which
 // is no reason not to build.
 type recording struct {
-	e     *env
-	b     *builds.Build
-	steps []builds.Step
+	e *env
+	b *builds.Build
 }
 
 // builds are the records of builds.
@@ -34,6 +33,14 @@ func (o buildOptions) record(contextArg string, p parser.Options, outputs []expo
 		return nil
 	}
 	return &recording{e: e, b: b}
+}
+
+// build is the record itself, for the builder.
+func (r *recording) build() *builds.Build {
+	if r == nil {
+		return nil
+	}
+	return r.b
 }
 
 func (r *recording) logs() *progress.Logs {
@@ -54,7 +61,7 @@ func (r *recording) end(err error, metadata map[string]any) {
 			response[k] = s
 		}
 	}
-	if err := r.b.End(err, response, r.steps); err != nil {
+	if err := r.b.End(err, response); err != nil {
 		r.e.warnf("%v", err)
 	}
 }

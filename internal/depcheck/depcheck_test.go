@@ -92,7 +92,7 @@ var allowed = []struct {
 	{"builder/source/...", []string{"layers/...", "plan", "progress", "state", "builder/source/...", "internal/flight"}},
 	{"builder/file", []string{"layers/...", "plan"}},
 	{"builder/export", []string{"plan", "attest", "layers/...", "progress", "registry", "registry/..."}},
-	{"builder", []string{"plan", "progress", "state", "cache", "cache/remote", "registry", "layers/...", "builder/...", "internal/flight"}},
+	{"builder", []string{"plan", "progress", "state", "state/builds", "cache", "cache/remote", "registry", "layers/...", "builder/...", "internal/flight"}},
 	{"container/...", []string{"builder/sandbox/...", "builder/file", "layers", "layers/...", "container/..."}},
 	{"daemon/...", []string{"..."}},
 	{"cmd/...", []string{"..."}},

@@ -5,6 +5,7 @@
 //
 //	build.json    a Record; replaced whole when the build ends
 //	steps.json    what went into each step (see Step); written at its end
+//	files-<hex>   lists of files that steps used; see files.go
 //	events.jsonl  its progress, and <n>.log the output of the vertex #n; see
 //	              progress.Logs. The file is locked while the build runs.
 //	pinned        is there if the build is to be kept
@@ -33,6 +34,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
+	"syscall"
 	"time"
 
 	"github.com/strake-build/strake/progress"
@@ -149,6 +152,42 @@ type Build struct {
 	record Record
 	// Logs takes the build's events.
 	Logs *progress.Logs
+
+	mu    sync.Mutex
+	last  []string // the builds before it
+	order []any
+	steps map[any][]Step
+}
+
+// SetSteps says what went into the steps of a plan that the build ran. A build
+// may run several; if it runs one again, the last time counts.
+func (b *Build) SetSteps(plan any, steps []Step) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if _, ok := b.steps[plan]; !ok {
+		b.order = append(b.order, plan)
+	}
+	b.steps[plan] = steps
+}
+
+// Steps are the steps of all plans that the build ran so far.
+func (b *Build) Steps() []Step {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var all []Step
+	for _, plan := range b.order {
+		first := len(all)
+		for _, s := range b.steps[plan] {
+			s.Inputs = slices.Clone(s.Inputs)
+			for i := range s.Inputs {
+				if s.Inputs[i].Step >= 0 {
+					s.Inputs[i].Step += first
+				}
+			}
+			all = append(all, s)
+		}
+	}
+	return all
 }
 
 // Begin makes a record of a build that begins now. Ref and Created are made if
@@ -170,7 +209,7 @@ func (s *Store) Begin(r Record) (*Build, error) {
 		return nil, fmt.Errorf("keep a record of the build: %w", err)
 	}
 	r.Context, r.Attrs = scrubURL(r.Context), scrubAttrs(r.Attrs)
-	b := &Build{store: s, record: r, Logs: logs}
+	b := &Build{store: s, record: r, Logs: logs, steps: map[any][]Step{}}
 	if err := b.write(recordFile, b.record); err != nil {
 		return nil, errors.Join(err, logs.Close())
 	}
@@ -182,7 +221,7 @@ func (b *Build) Record() Record { return b.record }
 
 // End writes how the build ended: err is what it failed with. It closes the
 // logs and removes builds that are too many.
-func (b *Build) End(err error, response map[string]string, steps []Step) error {
+func (b *Build) End(err error, response map[string]string) error {
 	r := &b.record
 	r.Ended, r.Response = time.Now().UTC(), response
 	switch {
@@ -196,11 +235,23 @@ func (b *Build) End(err error, response map[string]string, steps []Step) error {
 	c := b.Logs.Counts()
 	r.Counts = Counts{Total: int32(c.Vertices), Cached: int32(c.Cached), Completed: int32(c.Completed), Warnings: int32(c.Warnings)}
 	var errs []error
-	if len(steps) > 0 {
+	if steps := b.Steps(); len(steps) > 0 {
+		b.linkFiles(steps)
 		errs = append(errs, b.write(stepsFile, steps))
 	}
 	errs = append(errs, b.write(recordFile, r), b.store.prune(r.Dir, b.Logs.Written()), b.Logs.Close())
 	return errors.Join(errs...)
+}
+
+// linkFiles keeps the lists of files that the steps refer to.
+func (b *Build) linkFiles(steps []Step) {
+	for _, s := range steps {
+		for _, in := range s.Inputs {
+			if d, ok := in.Content(); ok {
+				b.HasFiles(d)
+			}
+		}
+	}
 }
 
 func (b *Build) write(name string, v any) error {
@@ -370,7 +421,8 @@ func (s *Store) prune(dir string, written int64) error {
 		for _, f := range files {
 			pinned = pinned || f.Name() == pinnedFile
 			if info, err := f.Info(); err == nil {
-				size += info.Size()
+				// Builds share lists of files.
+				size += info.Size() / max(1, int64(info.Sys().(*syscall.Stat_t).Nlink))
 			}
 		}
 		if pinned {

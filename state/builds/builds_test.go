@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/strake-build/strake/progress"
 )
@@ -26,7 +27,7 @@ func begin(t *testing.T, s *Store, r Record) *Build {
 
 func end(t *testing.T, b *Build, err error) {
 	t.Helper()
-	if err := b.End(err, nil, nil); err != nil {
+	if err := b.End(err, nil); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -55,7 +56,9 @@ func TestRecord(t *testing.T) {
 	}
 	b.Logs.Event(progress.Event{Kind: progress.Cached, Vertex: "v", Name: "RUN x"})
 	steps := []Step{{Vertex: "v", Name: "RUN x", Kind: "exec", Outcome: Cached, Parts: []Part{{"env", "A", "1"}}, Inputs: []Input{{-1, "scratch"}}}}
-	if err := b.End(nil, map[string]string{"containerimage.digest": "sha256:1"}, steps); err != nil {
+	b.SetSteps("plan", nil)
+	b.SetSteps("plan", steps)
+	if err := b.End(nil, map[string]string{"containerimage.digest": "sha256:1"}); err != nil {
 		t.Fatal(err)
 	}
 	got := get(t, s, b.Record().Ref[:5])
@@ -190,5 +193,45 @@ func TestPrune(t *testing.T) {
 	end(t, begin(t, s, Record{Ref: "new"}), nil)
 	if diff := cmp.Diff([]string{"new"}, names(s)); diff != "" {
 		t.Errorf("builds left of old ones (-want +got):\n%s", diff)
+	}
+}
+
+// Lists of files are shared by the builds that have the same.
+func TestFiles(t *testing.T) {
+	t.Parallel()
+	s := Open(t.TempDir(), Limits{})
+	d := digest.FromString("x")
+	want := []File{{"a b\n", "0", 0o4755, -1, -1, "0123456789abcdef"}, {"d", "5", 0o755, 0, 7, ""}, {"ü", "2", 0o777, 0, 0, "12"}}
+	b := begin(t, s, Record{})
+	if b.HasFiles(d) {
+		t.Fatal("a list that nobody wrote is there")
+	}
+	if err := b.KeepFiles(d, func(w *FileWriter) error {
+		for _, f := range want {
+			if err := w.Add(f); err != nil {
+				return err
+			}
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	end(t, b, nil)
+	if err := b.KeepFiles(digest.FromString("bad"), func(*FileWriter) error { return errors.New("boom") }); err == nil {
+		t.Error("a failure is not told")
+	}
+	next := begin(t, s, Record{Created: time.Now().Add(time.Second)})
+	next.SetSteps("plan", []Step{{Inputs: []Input{{-1, "content:" + d.String()}}}})
+	end(t, next, nil)
+	if err := s.Remove(b.Record()); err != nil {
+		t.Fatal(err)
+	}
+	var got []File
+	err := next.Record().Files(d, func(f File) error { got = append(got, f); return nil })
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("files: %v (-want +got):\n%s", err, diff)
+	}
+	if entries, err := os.ReadDir(next.Record().Dir); err != nil || len(entries) != 4 {
+		t.Errorf("%v, %v: want no more than record, steps, events and files", entries, err)
 	}
 }

@@ -1,6 +1,11 @@
 package builds
 
-import "time"
+import (
+	"strings"
+	"time"
+
+	"github.com/opencontainers/go-digest"
+)
 
 // Outcome says what became of a step.
 type Outcome string
@@ -58,4 +63,10 @@ type Input struct {
 	// ID is its identity in the key: "key:…" if it counts as a whole,
 	// "content:<digest>" if only the files do that are used.
 	ID string `json:"id,omitempty"`
+}
+
+// Content is the digest of the files that are used, if only they count.
+func (in Input) Content() (digest.Digest, bool) {
+	d, ok := strings.CutPrefix(in.ID, "content:")
+	return digest.Digest(d), ok && d != ""
 }

@@ -1,0 +1,179 @@
+package builds
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/opencontainers/go-digest"
+)
+
+// What a step uses of a directory or another step is a list of files. A list is
+// kept in "files-<digest>", named by the content digest that the step's key has
+// of them; builds that have the same list share it by hard links. Each file is a
+// line, compressed:
+//
+//	<type><mode> <uid> <gid> <sum> <quoted path>
+
+// File is a file in a list. Of two lists, files of one path can be compared.
+type File struct {
+	Path     string
+	Type     string // of a tar header: "0" is a regular file, "2" a symlink, "5" a directory
+	Mode     uint32
+	UID, GID int    // -1 if owners don't count
+	Sum      string // stands for the content
+}
+
+func filesName(d digest.Digest) string { return "files-" + d.Encoded() }
+
+// lookBack is how many builds are searched for a list that is needed again.
+const lookBack = 10
+
+// HasFiles reports whether the list that d stands for is kept: this build then
+// keeps it, too.
+func (b *Build) HasFiles(d digest.Digest) bool {
+	if d.Validate() != nil {
+		return false
+	}
+	to := filepath.Join(b.record.Dir, filesName(d))
+	if _, err := os.Lstat(to); err == nil {
+		return true
+	}
+	for _, name := range b.recent() {
+		if err := os.Link(filepath.Join(b.store.dir, name, filesName(d)), to); err == nil || errors.Is(err, fs.ErrExist) {
+			return true
+		}
+	}
+	return false
+}
+
+// recent are the last builds before this one.
+func (b *Build) recent() []string {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.last == nil {
+		b.last = []string{}
+		names, _ := b.store.names()
+		for _, name := range names {
+			if name != filepath.Base(b.record.Dir) && len(b.last) < lookBack {
+				b.last = append(b.last, name)
+			}
+		}
+	}
+	return b.last
+}
+
+// KeepFiles keeps the list that d stands for, which fn writes.
+func (b *Build) KeepFiles(d digest.Digest, fn func(*FileWriter) error) (err error) {
+	if err := d.Validate(); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(b.record.Dir, ".files-")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		err = errors.Join(err, f.Close())
+		if err == nil {
+			err = os.Rename(f.Name(), filepath.Join(b.record.Dir, filesName(d)))
+		}
+		if err != nil {
+			err = errors.Join(err, os.Remove(f.Name()))
+		}
+	}()
+	z, err := zstd.NewWriter(f, zstd.WithEncoderLevel(zstd.SpeedFastest), zstd.WithEncoderConcurrency(1), zstd.WithWindowSize(256<<10))
+	if err != nil {
+		return err
+	}
+	w := &FileWriter{w: bufio.NewWriterSize(z, 64<<10)}
+	return errors.Join(fn(w), w.w.Flush(), z.Close())
+}
+
+// FileWriter writes a list.
+type FileWriter struct {
+	w   *bufio.Writer
+	buf []byte
+}
+
+// Add adds a file to the list.
+func (w *FileWriter) Add(f File) error {
+	b := append(w.buf[:0], f.Type...)
+	b = strconv.AppendUint(b, uint64(f.Mode), 8)
+	b = append(b, ' ')
+	b = strconv.AppendInt(b, int64(f.UID), 10)
+	b = append(b, ' ')
+	b = strconv.AppendInt(b, int64(f.GID), 10)
+	b = append(append(b, ' '), f.Sum...)
+	b = append(b, ' ')
+	b = strconv.AppendQuote(b, f.Path)
+	w.buf = append(b, '\n')
+	_, err := w.w.Write(w.buf)
+	return err
+}
+
+// Files calls fn for the files of the list that d stands for. There may be
+// none: the error is fs.ErrNotExist then.
+func (r Record) Files(d digest.Digest, fn func(File) error) error {
+	if err := d.Validate(); err != nil {
+		return err
+	}
+	f, err := os.Open(filepath.Join(r.Dir, filesName(d)))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	z, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))
+	if err != nil {
+		return err
+	}
+	defer z.Close()
+	lines := bufio.NewReaderSize(z, 64<<10)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.Name(), err)
+		}
+		file, err := parseFile(strings.TrimSuffix(string(line), "\n"))
+		if err != nil {
+			return fmt.Errorf("%s: %w", f.Name(), err)
+		}
+		if err := fn(file); err != nil {
+			return err
+		}
+	}
+}
+
+var errLine = errors.New("damaged list of files")
+
+func parseFile(line string) (f File, err error) {
+	parts := strings.SplitN(line, " ", 5)
+	if len(parts) != 5 || len(parts[0]) < 2 {
+		return f, errLine
+	}
+	f.Type, f.Sum = parts[0][:1], parts[3]
+	mode, err := strconv.ParseUint(parts[0][1:], 8, 32)
+	f.Mode = uint32(mode)
+	if err == nil {
+		f.UID, err = strconv.Atoi(parts[1])
+	}
+	if err == nil {
+		f.GID, err = strconv.Atoi(parts[2])
+	}
+	if err == nil {
+		f.Path, err = strconv.Unquote(parts[4])
+	}
+	if err != nil {
+		return f, errLine
+	}
+	return f, nil
+}
