@@ -1,12 +1,15 @@
 package main
 
 import (
+	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/containerd/platforms"
 
+	"github.com/strake-build/strake/builder/explain"
 	"github.com/strake-build/strake/builder/export"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/progress"
@@ -16,8 +19,11 @@ import (
 // recording is the record of a build under way; nil if it can't be kept, which
 // is no reason not to build.
 type recording struct {
-	e *env
-	b *builds.Build
+	e     *env
+	store *builds.Store
+	b     *builds.Build
+	// explain: tell why steps were run.
+	explain bool
 }
 
 // builds are the records of builds.
@@ -25,14 +31,16 @@ func (s *store) builds() *builds.Store { return builds.Open(s.Path("builds"), bu
 
 // record begins to keep a record of a build.
 func (o buildOptions) record(contextArg string, p parser.Options, outputs []export.Output, s *store, e *env) *recording {
-	b, err := s.builds().Begin(builds.Record{
+	all := s.builds()
+	b, err := all.Begin(builds.Record{
 		Context: absoluteContext(contextArg), Frontend: "dockerfile.v0", Attrs: o.attrs(p), Exporters: exporters(outputs),
 	})
 	if err != nil {
 		e.warnf("%v", err)
 		return nil
 	}
-	return &recording{e: e, b: b}
+	quiet := o.quiet || o.progress == string(progress.Quiet) || o.progress == string(progress.RawJSON)
+	return &recording{e: e, store: all, b: b, explain: !quiet}
 }
 
 // build is the record itself, for the builder.
@@ -63,6 +71,30 @@ func (r *recording) end(err error, metadata map[string]any) {
 	}
 	if err := r.b.End(err, response); err != nil {
 		r.e.warnf("%v", err)
+	}
+	if r.explain {
+		r.tellWhy()
+	}
+}
+
+// tellWhy prints a line for each branch of the build in which steps were run,
+// if it is not the first one of its kind.
+func (r *recording) tellWhy() {
+	steps := r.b.Steps()
+	if !slices.ContainsFunc(steps, func(s builds.Step) bool { return s.Outcome == builds.Ran || s.Outcome == builds.StepFailed }) {
+		return
+	}
+	all, err := r.store.List()
+	if err != nil {
+		r.e.warnf("%v", err)
+		return
+	}
+	record := r.b.Record()
+	now := explain.Build{Ref: record.Ref, Attrs: record.Attrs, Steps: steps, Files: record.Files}
+	for _, f := range explain.Explain(now, explain.Past(record, steps, all)) {
+		if c := f.Causes[0]; c.Kind != explain.New || c.Change != "" {
+			fmt.Fprintf(r.e.stderr, "why: %s\n", cleaned(f.Line()))
+		}
 	}
 }
 

@@ -91,6 +91,7 @@ var allowed = []struct {
 	{"state/builds", []string{"state", "progress"}},
 	{"builder/source/...", []string{"layers/...", "plan", "progress", "state", "builder/source/...", "internal/flight"}},
 	{"builder/file", []string{"layers/...", "plan"}},
+	{"builder/explain", []string{"state/builds"}},
 	{"builder/export", []string{"plan", "attest", "layers/...", "progress", "registry", "registry/..."}},
 	{"builder", []string{"plan", "progress", "state", "state/builds", "cache", "cache/remote", "registry", "layers/...", "builder/...", "internal/flight"}},
 	{"container/...", []string{"builder/sandbox/...", "builder/file", "layers", "layers/...", "container/..."}},
