@@ -19,9 +19,13 @@ type historyOptions struct {
 func newHistory(e *env) *cobra.Command {
 	var o historyOptions
 	cmd := &cobra.Command{
-		Use:     "history [OPTIONS] IMAGE",
-		Short:   "Show the steps that made an image",
-		Example: "  strake history app\n  strake history --no-trunc --format '{{.CreatedBy}}' app",
+		Use:   "history [OPTIONS] IMAGE",
+		Short: "Show the steps that made an image, or past builds",
+		Long: `Show the steps that made an image. The commands below it are about the last builds:
+BUILD is the ID of one or its beginning, ^ for the last one, ^N for the Nth before it.
+
+An image that has the name of such a command is called by its tag: ls:latest.`,
+		Example: "  strake history app\n  strake history --no-trunc --format '{{.CreatedBy}}' app\n  strake history ls                 # the last builds\n  strake history logs ^1            # the output of the last build but one",
 		Args:    nArgs(1, 1, "one image"),
 		RunE:    func(cmd *cobra.Command, args []string) error { return runHistory(cmd.Context(), o, args[0], e) },
 	}
@@ -31,6 +35,10 @@ func newHistory(e *env) *cobra.Command {
 	f.BoolVar(&o.noTrunc, "no-trunc", false, "print whole commands and IDs")
 	f.StringVar(&o.format, "format", "", formatHelp)
 	f.StringVar(&o.platform, "platform", "", "which of the image's platforms to show")
+	for _, c := range buildHistory(e) {
+		c.DisableFlagsInUseLine = true
+		cmd.AddCommand(c)
+	}
 	return cmd
 }
 

@@ -89,6 +89,7 @@ var allowed = []struct {
 	{"registry/...", []string{"registry", "layers/...", "progress", "internal/manifest"}},
 	{"state/gc", []string{"state", "layers/...", "cache"}},
 	{"state/builds", []string{"state", "progress"}},
+	{"state/builds/...", []string{"state/builds", "progress"}},
 	{"builder/source/...", []string{"layers/...", "plan", "progress", "state", "builder/source/...", "internal/flight"}},
 	{"builder/file", []string{"layers/...", "plan"}},
 	{"builder/explain", []string{"state/builds"}},
