@@ -1,5 +1,5 @@
 # make check is what a change must pass; the other targets are shortcuts.
-.PHONY: build check test fuzz bench
+.PHONY: build check test fuzz bench conformance
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o strake ./cmd/strake
@@ -16,3 +16,8 @@ fuzz:
 
 bench:
 	./bench/run
+
+# Tests of others: BuildKit's suite against strake serve, and build files that
+# BuildKit and strake build to the same images.
+conformance: build
+	go run ./conformance -strake ./strake

@@ -16,7 +16,6 @@ import (
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/strake-build/strake/builder/sandbox"
-	"github.com/strake-build/strake/cache/remote"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/state"
@@ -138,7 +137,7 @@ func (e *execution) ssh(m plan.Mount) error {
 // cacheDir returns the directory of a cache mount, locked as its sharing says
 // until the step has ended. cachemounts/<hash>/ holds it as "fs" and its id in
 // "meta.json"; the hash is that of the id and of what the directory was made
-// as: its owner and mode where they are given, and the tree that it began with.
+// as: its owner and mode where they are given, and the files that it began with.
 func (e *execution) cacheDir(ctx context.Context, m plan.Mount) (string, error) {
 	from := e.input(m)
 	ident := m.ID
@@ -146,7 +145,11 @@ func (e *execution) cacheDir(ctx context.Context, m plan.Mount) (string, error) 
 		ident += fmt.Sprintf("\x00%o %d:%d", m.Mode, m.UID, m.GID)
 	}
 	if len(from) > 0 {
-		ident += "\x00" + remote.LayersID(from) + "\x00" + m.Source
+		ids, err := e.bd.identities(ctx, e.v)
+		if err != nil {
+			return "", err
+		}
+		ident += "\x00" + ids[m.Input] + "\x00" + m.Source
 	}
 	for n := 0; ; n++ {
 		id := ident

@@ -62,9 +62,9 @@ func (x *run) file(fn func(w io.Writer) error) (err error) {
 }
 
 // dir fills the directory dest: fn writes to an empty directory on the same
-// file system, whose contents are then moved to dest, over what is there.
-// Nothing outside of dest is touched, whatever symlinks it has below it.
-func dir(dest string, fn func(stage string) error) (err error) {
+// file system, whose contents are then moved to dest, over what is there; with
+// alone, what else is there is removed. Nothing outside of dest is touched, whatever symlinks it has below it.
+func dir(dest string, alone bool, fn func(stage string) error) (err error) {
 	if err := os.MkdirAll(dest, 0o755); err != nil {
 		return err
 	}
@@ -81,6 +81,11 @@ func dir(dest string, fn func(stage string) error) (err error) {
 	defer func() { err = errors.Join(err, removeAll(root, name)) }()
 	if err := fn(tmp); err != nil {
 		return err
+	}
+	if alone {
+		if err := removeOthers(root, name, "."); err != nil {
+			return err
+		}
 	}
 	return merge(root, name, ".")
 }
@@ -117,6 +122,32 @@ func merge(root *os.Root, from, to string) error {
 			}
 		}
 		if err := root.Rename(src, dst); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// removeOthers removes what is in the directory to and not in the directory
+// from, both in root.
+func removeOthers(root *os.Root, from, to string) error {
+	entries, err := fs.ReadDir(root.FS(), filepath.ToSlash(to))
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		src, dst := filepath.Join(from, e.Name()), filepath.Join(to, e.Name())
+		if dst == from {
+			continue
+		}
+		made, err := root.Lstat(src)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			err = removeAll(root, dst)
+		case err == nil && made.IsDir() && e.IsDir():
+			err = removeOthers(root, src, dst)
+		}
+		if err != nil {
 			return err
 		}
 	}

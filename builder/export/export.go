@@ -353,7 +353,7 @@ func (x *run) deliver(ctx context.Context, bundles []image.Bundle) error {
 	case x.o.Tar:
 		return x.file(func(w io.Writer) error { return image.WriteDocker(ctx, w, bundles) })
 	}
-	return dir(x.o.Dest, func(root string) error {
+	return dir(x.o.Dest, false, func(root string) error {
 		r, w := io.Pipe()
 		go func() { w.CloseWithError(image.WriteDocker(ctx, w, bundles)) }()
 		err := layers.Apply(ctx, root, r, layers.ApplyOptions{})

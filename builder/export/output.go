@@ -53,6 +53,11 @@ type Output struct {
 	Inline bool
 	// AttestationPrefix begins the names of attestations among files.
 	AttestationPrefix string
+	// Split: files of each platform go to a directory of their own. nil: if
+	// there are several platforms.
+	Split *bool
+	// Delete: what else is in a directory is removed.
+	Delete bool
 	// Epoch is SOURCE_DATE_EPOCH: the time of creation. nil is
 	// layers.DefaultModTime.
 	Epoch *time.Time
@@ -168,6 +173,14 @@ func (o *Output) set(key, value string) (err error) {
 		o.Pack.Docker = !oci
 	case "rewrite-timestamp":
 		flag(&o.RewriteTimes)
+	case "platform-split":
+		o.Split = new(bool)
+		flag(o.Split)
+	case "mode":
+		if value != "copy" && value != "delete" {
+			return fmt.Errorf("mode=%s: it is copy or delete", value)
+		}
+		o.Delete = value == "delete"
 	case "source-date-epoch":
 		n, perr := strconv.ParseInt(value, 10, 64)
 		if perr != nil {
@@ -198,7 +211,7 @@ func (o *Output) set(key, value string) (err error) {
 			o.Annotations = append(o.Annotations, a)
 			return err
 		}
-		return fmt.Errorf("%s is not supported; supported are type, dest, name, push, tar, compression, compression-level, force-compression, oci-mediatypes, rewrite-timestamp, source-date-epoch, attestations, oci-artifact, attestation-prefix and annotation.<key>", key)
+		return fmt.Errorf("%s is not supported; supported are type, dest, name, push, tar, compression, compression-level, force-compression, oci-mediatypes, rewrite-timestamp, source-date-epoch, platform-split, mode, attestations, oci-artifact, attestation-prefix and annotation.<key>", key)
 	}
 	return err
 }
@@ -208,11 +221,12 @@ func (o *Output) set(key, value string) (err error) {
 func (o *Output) takes(key string) bool {
 	switch o.Type {
 	case TypeLocal, TypeTar:
-		return key == "type" || key == "dest" || key == "rewrite-timestamp" || key == "source-date-epoch" || key == "attestation-prefix"
+		return slices.Contains([]string{"type", "dest", "rewrite-timestamp", "source-date-epoch", "attestation-prefix", "platform-split"}, key) ||
+			key == "mode" && o.Type == TypeLocal
 	case TypeImage, TypeRegistry:
-		return key != "dest" && key != "tar" && key != "attestation-prefix"
+		return !slices.Contains([]string{"dest", "tar", "attestation-prefix", "platform-split", "mode"}, key)
 	}
-	return key != "push" && key != "attestation-prefix"
+	return !slices.Contains([]string{"push", "attestation-prefix", "platform-split", "mode"}, key)
 }
 
 // Check looks for what can't be delivered whatever is built.

@@ -46,7 +46,7 @@ func (x *run) fileTime(own time.Time) time.Time {
 func (x *run) each(ctx context.Context, fn func(v *snapshot.View, prefix string, img Image) error) error {
 	for _, img := range x.images {
 		prefix := "."
-		if len(x.images) > 1 {
+		if x.split() {
 			prefix = platformDir(img.Target.Platform)
 		}
 		v, err := x.Layers.View(ctx, img.Tree, img.Sources)
@@ -58,6 +58,19 @@ func (x *run) each(ctx context.Context, fn func(v *snapshot.View, prefix string,
 		}
 	}
 	return nil
+}
+
+func (x *run) split() bool {
+	if x.o.Split != nil {
+		return *x.o.Split
+	}
+	return len(x.images) > 1
+}
+
+// overwritten is the error for a file that several platforms have in the same
+// place.
+func overwritten(name string, img Image) error {
+	return fmt.Errorf("%s of %s is there from another platform: leave platform-split=false out", name, platforms.Format(img.Target.Platform))
 }
 
 // walk yields the entries of a view below path, but not path itself, parents
@@ -106,6 +119,7 @@ func (x *run) tar(ctx context.Context) error {
 			return err
 		}
 		entries := func(yield func(layers.Entry, error) bool) {
+			seen := map[string]layers.Type{} // of earlier platforms in the same place
 			for i, v := range views {
 				if prefixes[i] != "." {
 					top := layers.Entry{Path: prefixes[i], Type: layers.Dir, Mode: 0o755, ModTime: x.fileTime(time.Time{})}
@@ -119,6 +133,16 @@ func (x *run) tar(ctx context.Context) error {
 					// path there, and which view.
 					e.Origin = layers.Origin{Input: i, Path: e.Path}
 					e.Path = path.Join(prefixes[i], e.Path)
+					if len(views) > 1 && !x.split() && err == nil {
+						typ, twice := seen[e.Path]
+						if twice && typ == layers.Dir && e.Type == layers.Dir {
+							continue
+						}
+						if twice {
+							err = overwritten(e.Path, x.images[i])
+						}
+						seen[e.Path] = e.Type
+					}
 					if e.Type == layers.Hardlink {
 						e.Link = path.Join(prefixes[i], e.Link)
 					}
@@ -152,7 +176,7 @@ func (x *run) tar(ctx context.Context) error {
 // builds; devices are left out.
 func (x *run) local(ctx context.Context) error {
 	x.status("copying files")
-	return dir(x.o.Dest, func(stage string) error {
+	return dir(x.o.Dest, x.o.Delete, func(stage string) error {
 		return x.each(ctx, func(v *snapshot.View, prefix string, img Image) error {
 			top := filepath.Join(stage, prefix)
 			if err := os.MkdirAll(top, 0o755); err != nil {
@@ -164,7 +188,7 @@ func (x *run) local(ctx context.Context) error {
 			}
 			files, err := Statements(ctx, v, img, x.o.AttestationPrefix, "")
 			if err == nil {
-				err = x.files(ctx, v, root)
+				err = x.files(ctx, v, root, img)
 			}
 			for _, f := range files {
 				t := x.fileTime(time.Time{})
@@ -177,8 +201,9 @@ func (x *run) local(ctx context.Context) error {
 	})
 }
 
-// files writes a tree to an empty directory.
-func (x *run) files(ctx context.Context, v *snapshot.View, root *os.Root) error {
+// files writes a tree to a directory that is empty, or has other platforms'
+// files.
+func (x *run) files(ctx context.Context, v *snapshot.View, root *os.Root, img Image) error {
 	// Modes and times of directories are set when they are full: they may
 	// not be writable, and writing changes their times.
 	var dirs []layers.Entry
@@ -192,6 +217,9 @@ func (x *run) files(ctx context.Context, v *snapshot.View, root *os.Root) error 
 		case layers.Dir:
 			dirs = append(dirs, e)
 			err = root.Mkdir(e.Path, 0o700)
+			if fi, serr := root.Lstat(e.Path); errors.Is(err, fs.ErrExist) && serr == nil && fi.IsDir() {
+				err = root.Chmod(e.Path, 0o700)
+			}
 		case layers.Regular:
 			err = x.regular(ctx, v, root, e, buf)
 		case layers.Symlink:
@@ -203,6 +231,9 @@ func (x *run) files(ctx context.Context, v *snapshot.View, root *os.Root) error 
 			err = errors.Join(mkfifo(root, e), root.Chtimes(e.Path, t, t))
 		default:
 			skipped = append(skipped, e.Path)
+		}
+		if errors.Is(err, fs.ErrExist) {
+			err = overwritten(e.Path, img)
 		}
 		if err != nil {
 			return err

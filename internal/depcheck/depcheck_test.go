@@ -103,6 +103,7 @@ var allowed = []struct {
 	{"internal/hostile", nil},
 	{"internal/faults", nil},
 	{"bench/...", []string{"bench/imagetree"}},
+	{"conformance", nil},
 	{"examples/...", nil},
 }
 

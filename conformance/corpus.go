@@ -1,0 +1,56 @@
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+)
+
+// runCorpus has strake and BuildKit build imagebuilder's files, and compares.
+func runCorpus(ctx context.Context, strake, out string, args []string) error {
+	flags := flag.NewFlagSet("corpus", flag.ContinueOnError)
+	only := flags.String("run", "", "regular expression of the build files' paths")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if os.Getuid() != 0 {
+		return missingError{"BuildKit's daemon wants to be root here"}
+	}
+	if err := need("busybox", "docker-registry", "runc", "go"); err != nil {
+		return err
+	}
+	files, err := download(ctx, imagebuilder)
+	if err != nil {
+		return err
+	}
+	src, err := download(ctx, buildkit)
+	if err != nil {
+		return err
+	}
+	path := os.Getenv("PATH")
+	for _, program := range []string{"buildkitd", "buildctl"} {
+		file, err := compile(ctx, buildkit, src, "build", "./cmd/"+program, program)
+		if err != nil {
+			return err
+		}
+		path = filepath.Dir(file) + ":" + path
+	}
+	m, err := newMirror(ctx, filepath.Join(out, "mirror"))
+	if err != nil {
+		return err
+	}
+	addr, stop, err := m.serve(ctx)
+	if err != nil {
+		return err
+	}
+	defer stop()
+	fmt.Println("building the files of", imagebuilder)
+	cmd := exec.CommandContext(ctx, "go", "run", "./bench/compare", "-strake", strake, "-mirror", addr, "-run", *only,
+		filepath.Join(files, "dockerclient", "testdata"))
+	cmd.Env = append(os.Environ(), "PATH="+path)
+	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
+	return cmd.Run()
+}
