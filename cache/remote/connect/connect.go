@@ -6,12 +6,15 @@ import (
 	"fmt"
 	"io"
 	"net/url"
+	"sync"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/cache/remote"
 	"github.com/strake-build/strake/cache/remote/dir"
+	"github.com/strake-build/strake/cache/remote/gha"
 	"github.com/strake-build/strake/cache/remote/oci"
+	"github.com/strake-build/strake/cache/remote/s3"
 	"github.com/strake-build/strake/registry"
 )
 
@@ -21,6 +24,44 @@ type Connector struct {
 	Getenv func(string) string
 	// Registry speaks to registries.
 	Registry *registry.Client
+
+	mu     sync.Mutex
+	opened map[string]source // by origin: flags may give other credentials than the environment
+}
+
+// source has blobs.
+type source interface {
+	Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
+}
+
+func (c *Connector) keep(origin string, s source) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.opened == nil {
+		c.opened = map[string]source{}
+	}
+	c.opened[origin] = s
+}
+
+// source returns what an origin names.
+func (c *Connector) source(origin *url.URL) (source, error) {
+	c.mu.Lock()
+	s, ok := c.opened[origin.String()]
+	c.mu.Unlock()
+	if ok {
+		return s, nil
+	}
+	var err error
+	if origin.Scheme == s3.Scheme {
+		s, err = s3.OpenOrigin(origin, c.Getenv)
+	} else {
+		s, err = gha.OpenOrigin(origin, c.Getenv)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c.keep(origin.String(), s)
+	return s, nil
 }
 
 // Cache opens the cache of a flag. It sends nothing yet.
@@ -34,6 +75,18 @@ func (c *Connector) Cache(s remote.Spec) (remote.Backend, error) {
 			path = s.Attrs["dest"]
 		}
 		return dir.Open(path, s.String())
+	case remote.TypeS3:
+		b, err := s3.Open(s.Attrs, c.Getenv, s.String())
+		if err == nil {
+			c.keep(b.Origin(), b)
+		}
+		return b, err
+	case remote.TypeGHA:
+		b, err := gha.Open(s.Attrs, c.Getenv, s.String())
+		if err == nil {
+			c.keep(b.Origin(), b)
+		}
+		return b, err
 	}
 	return nil, fmt.Errorf("type=%s is not supported here", s.Type)
 }
@@ -48,6 +101,12 @@ func (c *Connector) Blob(ctx context.Context, origin string, desc ocispec.Descri
 	switch u.Scheme {
 	case dir.Scheme:
 		return dir.Blob(ctx, u, desc)
+	case s3.Scheme, gha.Scheme:
+		b, err := c.source(u)
+		if err != nil {
+			return nil, err
+		}
+		return b.Blob(ctx, desc)
 	}
 	return nil, fmt.Errorf("no cache is known by %s", origin)
 }

@@ -1,0 +1,90 @@
+package gha
+
+import (
+	"context"
+	"crypto/rand"
+	"io"
+	"net/http/httptest"
+	"net/url"
+	"strings"
+	"testing"
+
+	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strake-build/strake/cache/remote"
+	"github.com/strake-build/strake/cache/remote/gha/ghatest"
+	"github.com/strake-build/strake/cache/remote/remotetest"
+	"github.com/strake-build/strake/layers/blob"
+)
+
+func service(t *testing.T) func(string) string {
+	t.Helper()
+	s := httptest.NewServer(&ghatest.Service{Dir: t.TempDir()})
+	t.Cleanup(s.Close)
+	return func(name string) string {
+		return map[string]string{"ACTIONS_RESULTS_URL": s.URL + "/", "ACTIONS_RUNTIME_TOKEN": ghatest.Token}[name]
+	}
+}
+
+func open(t *testing.T, attrs map[string]string, getenv func(string) string) *Service {
+	t.Helper()
+	s, err := Open(attrs, getenv, "type=gha")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestBackend(t *testing.T) {
+	t.Parallel()
+	getenv := service(t)
+	remotetest.Run(t, func() remote.Backend { return open(t, nil, getenv) }, func(ctx context.Context, origin string, desc ocispec.Descriptor) (io.ReadCloser, error) {
+		u, err := url.Parse(origin)
+		if err != nil {
+			return nil, err
+		}
+		s, err := OpenOrigin(u, getenv)
+		if err != nil {
+			return nil, err
+		}
+		return s.Blob(ctx, desc)
+	})
+}
+
+// Blobs larger than a block come back as they were; scopes keep objects apart,
+// not blobs.
+func TestBlocks(t *testing.T) {
+	t.Parallel()
+	getenv := service(t)
+	content := make([]byte, 2*block+12345)
+	_, _ = rand.Read(content)
+	ref := remotetest.Ref(content)
+	a, b := open(t, map[string]string{"scope": "a"}, getenv), open(t, map[string]string{"scope": "b"}, getenv)
+	if err := a.Put(t.Context(), "strake1-r-x", []byte("{}"), []blob.Ref{ref}, false); err != nil {
+		t.Fatal(err)
+	}
+	r, err := b.Blob(t.Context(), ref.Desc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if d, err := digest.FromReader(r); err != nil || d != ref.Desc.Digest {
+		t.Errorf("got %s, %v", d, err)
+	}
+	if ok, err := b.Has(t.Context(), "strake1-r-x"); ok || err != nil {
+		t.Errorf("an object of another scope is there: %v, %v", ok, err)
+	}
+}
+
+func TestRefused(t *testing.T) {
+	t.Parallel()
+	getenv := service(t)
+	s := open(t, map[string]string{"token": "old"}, getenv)
+	if _, err := s.Get(t.Context(), "strake1-r-x"); err == nil || !strings.Contains(err.Error(), "answered 401 Unauthorized") || strings.Contains(err.Error(), "old") {
+		t.Errorf("got %v", err)
+	}
+	if _, err := Open(nil, func(string) string { return "" }, ""); err == nil || !strings.Contains(err.Error(), "ACTIONS_RUNTIME_TOKEN") {
+		t.Errorf("without a workflow: %v", err)
+	}
+}
