@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -47,21 +48,34 @@ type Memo struct {
 	Digest   digest.Digest `json:"digest"`
 }
 
+// An object is a line with the SHA-256 digest of the rest, in hex, and the rest,
+// which is JSON: not every place notices when what it keeps is damaged.
+
 // encode makes an object.
 func encode(v any) ([]byte, error) {
 	data, err := json.Marshal(v)
+	data = append([]byte(digest.FromBytes(data).Encoded()+"\n"), data...)
 	if err == nil && len(data) > MaxObject {
 		err = fmt.Errorf("object of %d bytes is too large for a cache", len(data))
 	}
 	return data, err
 }
 
+// decode reads an object.
+func decode(object []byte, v any) error {
+	sum, data, _ := bytes.Cut(object, []byte("\n"))
+	if string(sum) != digest.FromBytes(data).Encoded() {
+		return errors.New("damaged object")
+	}
+	return json.Unmarshal(data, v)
+}
+
 // DecodeRecord reads the record of k. What it says is checked as far as that is
 // possible without the blobs.
 func DecodeRecord(data []byte, k cache.Key) (Record, error) {
 	var r Record
-	if err := json.Unmarshal(data, &r); err != nil {
-		return r, fmt.Errorf("damaged record: %w", err)
+	if err := decode(data, &r); err != nil {
+		return r, fmt.Errorf("record: %w", err)
 	}
 	if r.Key != k {
 		return r, fmt.Errorf("record is of the key %.12q instead of %.12s", r.Key, k)
@@ -96,8 +110,8 @@ func (l Layer) check() error {
 
 func decodeMemo(data []byte, tree, selector string) (digest.Digest, error) {
 	var m Memo
-	if err := json.Unmarshal(data, &m); err != nil {
-		return "", fmt.Errorf("damaged memo: %w", err)
+	if err := decode(data, &m); err != nil {
+		return "", fmt.Errorf("memo: %w", err)
 	}
 	if m.Tree != tree || m.Selector != selector {
 		return "", errors.New("memo is of another tree")

@@ -1,6 +1,7 @@
 package remote
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"strings"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/go-digest"
 
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/layers/blob"
@@ -57,7 +59,7 @@ func FuzzDecodeRecord(f *testing.F) {
 	f.Add(`{"key":"k","outputs":[{"tree":"t","layers":[{"diffID":"../../x"}]}]}`)
 	f.Add(`[]`)
 	f.Fuzz(func(t *testing.T, data string) {
-		r, err := DecodeRecord([]byte(data), "k")
+		r, err := DecodeRecord([]byte(digest.FromString(data).Encoded()+"\n"+data), "k")
 		if err != nil {
 			return
 		}
@@ -140,5 +142,30 @@ func TestRemembers(t *testing.T) {
 	im.Distrust("k")
 	if !im.Damaged("k") {
 		t.Error("Distrust is forgotten")
+	}
+}
+
+// Any damage to an object is noticed.
+func TestDamagedObject(t *testing.T) {
+	t.Parallel()
+	good, err := encode(Record{Key: "k", Outputs: []Output{{Tree: "t", Layers: []Layer{}}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := DecodeRecord(good, "k"); err != nil {
+		t.Error(err)
+	}
+	if _, err := DecodeRecord(good, "other"); err == nil {
+		t.Error("the record of another key is taken")
+	}
+	for i := range good {
+		bad := bytes.Clone(good)
+		bad[i] ^= 1
+		if _, err := DecodeRecord(bad, "k"); err == nil {
+			t.Errorf("damage at %d is not noticed: %s", i, bad)
+		}
+		if _, err := DecodeRecord(good[:i], "k"); err == nil {
+			t.Errorf("the end at %d is not noticed", i)
+		}
 	}
 }

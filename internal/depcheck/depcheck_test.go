@@ -76,7 +76,7 @@ var allowed = []struct {
 	{"builder/sandbox/...", []string{"builder/sandbox/..."}},
 	{"internal/flight", nil},
 	{"internal/manifest", nil},
-	{"internal/scripttest", nil},
+	{"internal/scripttest", []string{"cache/remote/gha/ghatest"}},
 	{"internal/depcheck", nil},
 	{"layers", []string{"layers/blob", "layers/compress"}},
 	{"attest", []string{"layers"}},

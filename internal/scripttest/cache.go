@@ -14,7 +14,11 @@ import (
 	"sync"
 
 	"github.com/google/go-containerregistry/pkg/registry"
+	"github.com/johannesboyne/gofakes3"
+	"github.com/johannesboyne/gofakes3/backend/s3mem"
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/strake-build/strake/cache/remote/gha/ghatest"
 )
 
 // meter notes the requests that a server answers.
@@ -89,6 +93,29 @@ func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(func() { _ = os.RemoveAll(dir) })
 	s := serve(ts, args[0], dir, registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithBlobHandler(registry.NewDiskBlobHandler(dir))))
 	ts.Setenv(args[0], strings.TrimPrefix(s.URL, "http://"))
+}
+
+// startS3 runs an S3 server with the bucket "cache", and sets credentials for it.
+func startS3(ts *testscript.TestScript, neg bool, args []string) {
+	one(ts, neg, args, "s3 VAR")
+	backend := s3mem.New()
+	ts.Check(backend.CreateBucket("cache"))
+	s := serve(ts, args[0], "", gofakes3.New(backend).Server())
+	ts.Setenv(args[0], s.URL)
+	ts.Setenv("AWS_ACCESS_KEY_ID", "id")
+	ts.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+}
+
+// startGHA runs a stand-in for the cache service of GitHub Actions, and sets the
+// variables that a workflow has.
+func startGHA(ts *testscript.TestScript, neg bool, args []string) {
+	one(ts, neg, args, "gha VAR")
+	dir, err := os.MkdirTemp("", "strake-gha-")
+	ts.Check(err)
+	ts.Defer(func() { _ = os.RemoveAll(dir) })
+	s := serve(ts, args[0], dir, &ghatest.Service{Dir: dir})
+	ts.Setenv("ACTIONS_RESULTS_URL", s.URL+"/")
+	ts.Setenv("ACTIONS_RUNTIME_TOKEN", ghatest.Token)
 }
 
 // printTraffic prints what a server was asked since the last time.

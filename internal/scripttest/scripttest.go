@@ -24,7 +24,9 @@
 //	subst VAR FILE...         replace $VAR in files by its value
 //	mktar FILE DIR            make a tar of a directory
 //	fileserver VAR DIR        serve a directory by http; $VAR is its URL
-//	traffic VAR               print what the registry at $VAR was asked since the last time
+//	s3 VAR                    start an S3 server with the bucket "cache"; $VAR is its URL
+//	gha VAR                   start a stand-in for GitHub's cache service, as a workflow sees it
+//	traffic VAR               print what the registry (or other) at $VAR was asked since the last time
 //	spoil PERCENT DIR         remove or damage blobs, as those of the registry in $VAR_BLOBS
 //
 // Conditions: [root], [userns] (an ordinary user may make user namespaces),
@@ -64,6 +66,8 @@ func Params(dir string, update bool) testscript.Params {
 			"subst":        subst,
 			"mktar":        makeTar,
 			"fileserver":   serveFiles,
+			"s3":           startS3,
+			"gha":          startGHA,
 			"traffic":      printTraffic,
 			"spoil":        spoil,
 		},

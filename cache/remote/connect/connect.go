@@ -77,16 +77,26 @@ func (c *Connector) Cache(s remote.Spec) (remote.Backend, error) {
 		return dir.Open(path, s.String())
 	case remote.TypeS3:
 		b, err := s3.Open(s.Attrs, c.Getenv, s.String())
-		if err == nil {
-			c.keep(b.Origin(), b)
+		if err != nil {
+			return nil, err
 		}
-		return b, err
+		c.keep(b.Origin(), b)
+		return b, nil
 	case remote.TypeGHA:
 		b, err := gha.Open(s.Attrs, c.Getenv, s.String())
-		if err == nil {
-			c.keep(b.Origin(), b)
+		if err != nil {
+			return nil, err
 		}
-		return b, err
+		// One for --cache-from and --cache-to: what one finds out about
+		// entries is worth knowing for the other.
+		c.mu.Lock()
+		same, ok := c.opened[b.Origin()].(*gha.Service)
+		c.mu.Unlock()
+		if ok {
+			return same, nil
+		}
+		c.keep(b.Origin(), b)
+		return b, nil
 	}
 	return nil, fmt.Errorf("type=%s is not supported here", s.Type)
 }

@@ -17,7 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
-	"regexp"
+	"strings"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -44,10 +44,8 @@ func Open(path, text string) (*Dir, error) {
 	return &Dir{path, text}, err
 }
 
-var objectName = regexp.MustCompile(`^[a-z0-9-]{1,120}$`)
-
 func (d *Dir) object(name string) (string, error) {
-	if !objectName.MatchString(name) {
+	if name == "" || len(name) > 120 || strings.Trim(name, "abcdefghijklmnopqrstuvwxyz0123456789-") != "" {
 		return "", fmt.Errorf("object name %q", name)
 	}
 	return filepath.Join(d.path, "strake", name), nil

@@ -23,6 +23,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -43,6 +44,9 @@ type Service struct {
 	scope   string
 	version string // of objects; blobs are the same in every scope
 	text    string
+
+	mu     sync.Mutex
+	broken map[string]bool // keys that the service knows, and has nothing for
 }
 
 var _ remote.Backend = (*Service)(nil)
@@ -63,7 +67,7 @@ func Open(attrs map[string]string, getenv func(string) string, text string) (*Se
 		web:   web.Client{HTTP: web.NewHTTP()},
 		url:   first(attrs["url_v2"], getenv("ACTIONS_RESULTS_URL")),
 		token: first(attrs["token"], getenv("ACTIONS_RUNTIME_TOKEN")),
-		scope: first(attrs["scope"], "buildkit"), text: text,
+		scope: first(attrs["scope"], "buildkit"), text: text, broken: map[string]bool{},
 	}
 	if attrs["version"] == "1" {
 		return nil, errors.New("version=1: GitHub has switched the first version of its cache service off; the second is spoken")
@@ -154,12 +158,21 @@ func (s *Service) open(ctx context.Context, key, version string) (io.ReadCloser,
 	}, http.StatusOK)
 	var status *web.StatusError
 	if errors.As(err, &status) && status.Status == http.StatusNotFound {
-		return nil, remote.ErrNotFound // evicted meanwhile
+		s.mu.Lock()
+		s.broken[key] = true
+		s.mu.Unlock()
+		return nil, remote.ErrNotFound
 	}
 	if err != nil {
 		return nil, err
 	}
 	return resp.Body, nil
+}
+
+func (s *Service) isBroken(key string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.broken[key]
 }
 
 // write makes an entry. One of the same key that is there, or that somebody else
@@ -286,6 +299,9 @@ func (s *Service) Get(ctx context.Context, name string) ([]byte, error) {
 
 // Has implements [remote.Backend].
 func (s *Service) Has(ctx context.Context, name string) (bool, error) {
+	if s.isBroken(objectKey(name)) {
+		return false, nil
+	}
 	_, err := s.find(ctx, objectKey(name), s.version)
 	if errors.Is(err, remote.ErrNotFound) {
 		return false, nil
@@ -295,6 +311,7 @@ func (s *Service) Has(ctx context.Context, name string) (bool, error) {
 
 // Put implements [remote.Backend].
 func (s *Service) Put(ctx context.Context, name string, object []byte, blobs []blob.Ref, damaged bool) error {
+	damaged = damaged || s.isBroken(objectKey(name))
 	for _, ref := range blobs {
 		if !damaged {
 			_, err := s.find(ctx, blobKey(ref.Desc), blobVersion)
