@@ -46,7 +46,6 @@ type Bucket struct {
 	origin string
 	text   string
 	signer *v4.Signer
-	now    func() time.Time
 }
 
 var _ remote.Backend = (*Bucket)(nil)
