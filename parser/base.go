@@ -196,6 +196,11 @@ func imageBase(res Resolved, ref string, p ocispec.Platform) (*base, error) {
 	if res.Ref == "" {
 		res.Ref = ref
 	}
+	if res.Step != nil {
+		b := &base{image: emptyImage(p), platform: p, step: res.Step}
+		b.image.History = []ocispec.History{{CreatedBy: res.Step.Name, Comment: "buildkit.exporter.image.v0"}}
+		return b, nil
+	}
 	b := &base{platform: p, ref: res.Ref}
 	if err := json.Unmarshal(res.Config, &b.image); err != nil {
 		return nil, fmt.Errorf("configuration of %s: %w", res.Ref, err)

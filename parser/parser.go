@@ -65,6 +65,9 @@ type Resolved struct {
 	Digest digest.Digest // of the manifest for the platform
 	Config []byte        // image configuration
 	Layout string        // see plan.Image.Layout
+	// Step is a file system that is to be used instead of an image, with an
+	// empty configuration; nil if it is an image.
+	Step *plan.Step
 }
 
 // Context is a named context given by --build-context.

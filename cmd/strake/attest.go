@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"os/exec"
 	"strconv"
@@ -21,6 +22,7 @@ import (
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/policy"
 	"github.com/strake-build/strake/progress"
 )
 
@@ -103,6 +105,8 @@ type describer struct {
 	b       *builder.Builder
 	s       *store
 	event   progress.Func
+	// policies decide about generator images.
+	policies []*policy.Policy
 
 	mu     sync.Mutex
 	images []provenance.Image
@@ -157,7 +161,7 @@ func (d *describer) build(ctx context.Context, r builder.Result) provenance.Buil
 		ID:      d.id, Started: d.started, Platform: thisPlatform(), Version: map[string]string{"strake": d.version}, Language: parser.Version,
 		Images: d.images, Blobs: r.Blobs, Now: time.Now,
 		File: &plan.SourceFile{Name: d.in.name, Data: d.in.dockerfile}, FileStep: &plan.Step{Op: &plan.Local{Name: "dockerfile"}},
-		LocalName: func(name string) string { return strings.TrimPrefix(name, "context:") },
+		LocalName: clientName,
 	}
 	var remote *plan.Step
 	if d.in.remote != nil {
@@ -262,9 +266,12 @@ func (d *describer) sbom(ctx context.Context, r builder.Result, params map[strin
 		a, err := sbom.Attestation(ctx, v, sbom.Options{Name: d.name(r), Version: d.version, Created: created})
 		return []attest.Attestation{a}, err
 	}
-	base, err := resolver(d.b, d.o.pull, d.event, func(builder.Base, ocispec.Platform) {})(ctx, generator, thisPlatform())
+	base, err := decide(d.policies, resolver(d.b, d.o.pull, d.event, func(builder.Base, ocispec.Platform) {}))(ctx, generator, thisPlatform())
+	if err == nil && base.Step != nil {
+		err = errors.New("the policy has something used that is no image")
+	}
 	if err != nil {
-		return nil, fmt.Errorf("SBOM generator: %w", err)
+		return nil, fmt.Errorf("SBOM generator %s: %w", generator, err)
 	}
 	g, err := sbom.NewGenerator(base.Ref, base.Digest, base.Config, thisPlatform(), params)
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"github.com/strake-build/strake/builder/export"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/policy"
 	"github.com/strake-build/strake/progress"
 	"github.com/strake-build/strake/registry"
 	"github.com/strake-build/strake/state"
@@ -31,6 +32,7 @@ type buildOptions struct {
 	attestOptions
 	cacheOptions
 	callOptions
+	policyOptions
 
 	file          string
 	tags          []string
@@ -90,6 +92,7 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	o.callOptions.addFlags(f)
 	o.displayOptions.addFlags(f, "show nothing, and print the image ID")
 	o.attestOptions.addFlags(f)
+	o.policyOptions.addFlags(f)
 	addFixed(f,
 		fixedFlag{"rm", true, "steps leave no containers behind"},
 		fixedFlag{"force-rm", true, "steps leave no containers behind"},
@@ -160,6 +163,10 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err := checkReferences(contextArg, o.file); err != nil {
 		return err
 	}
+	policies, err := o.policyOptions.load(e)
+	if err != nil {
+		return err
+	}
 	asked, err := o.attestOptions.parse()
 	if err != nil {
 		return err
@@ -205,7 +212,7 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	}
 	defer e.closeDisplay(display)
 	in, err := openInputs(ctx, o, contextArg, b.Index, s, e, func(in *inputs, mayBeFile bool) (string, error) {
-		return in.fetchContext(ctx, contextArg, mayBeFile, b, s, secrets, display.Event)
+		return in.fetchContext(ctx, contextArg, mayBeFile, b, s, policies, secrets, display.Event)
 	})
 	if err != nil {
 		return err
@@ -213,8 +220,8 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	defer func() { err = errors.Join(err, in.close()) }()
 	popts.Contexts, popts.Exclude, popts.IgnoreFile = in.contexts, in.exclude, in.ignoreFile
 	popts.EpochOf = epochOf(in, b)
-	describe := &describer{o: o, asked: asked, started: started, version: version(), in: in, args: popts, b: b, s: s, event: display.Event}
-	images := resolver(b, o.pull, display.Event, describe.resolved)
+	describe := &describer{o: o, asked: asked, started: started, version: version(), in: in, args: popts, b: b, s: s, event: display.Event, policies: policies}
+	images := decide(policies, resolver(b, o.pull, display.Event, describe.resolved))
 	popts.Resolve = func(ctx context.Context, ref string, p ocispec.Platform) (parser.Resolved, error) {
 		if strings.HasPrefix(ref, schemeLayout) {
 			return in.layout(ctx, ref, p, b, display.Event)
@@ -233,6 +240,9 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		return err
 	}
 	warn(build.Warnings, display.Event)
+	if err := policy.Build(policies, build, clientName); err != nil {
+		return err
+	}
 	if err := o.checkAllowed(build); err != nil {
 		return err
 	}
@@ -477,9 +487,12 @@ func (o buildOptions) defaultDest(out *export.Output, e *env) {
 	}
 }
 
+// lookup looks a base image up.
+type lookup func(ctx context.Context, ref string, p ocispec.Platform) (builder.Base, error)
+
 // resolver looks base images up, telling of it.
-func resolver(b *builder.Builder, pull bool, event progress.Func, resolved func(builder.Base, ocispec.Platform)) func(context.Context, string, ocispec.Platform) (parser.Resolved, error) {
-	return func(ctx context.Context, ref string, p ocispec.Platform) (parser.Resolved, error) {
+func resolver(b *builder.Builder, pull bool, event progress.Func, resolved func(builder.Base, ocispec.Platform)) lookup {
+	return func(ctx context.Context, ref string, p ocispec.Platform) (builder.Base, error) {
 		id := "metadata " + ref + " " + p.OS + p.Architecture + p.Variant
 		event(progress.Event{Kind: progress.Start, Time: time.Now(), Vertex: id, Name: "[internal] load metadata for " + ref, Internal: true})
 		base, err := b.Resolve(ctx, ref, p, pull)
@@ -490,7 +503,7 @@ func resolver(b *builder.Builder, pull bool, event progress.Func, resolved func(
 			resolved(base, p)
 		}
 		event(done)
-		return parser.Resolved{Ref: base.Ref, Digest: base.Digest, Config: base.Config}, err
+		return base, err
 	}
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/policy"
 	"github.com/strake-build/strake/progress"
 )
 
@@ -21,7 +22,7 @@ func isHTTP(s string) bool {
 
 // fetchContext gets a context from a URL into a temporary directory, which it
 // returns: a git repository, a tar archive or a build file.
-func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, b *builder.Builder, s *store, secrets func(context.Context, string) ([]byte, error), event progress.Func) (dir string, err error) {
+func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, b *builder.Builder, s *store, policies []*policy.Policy, secrets func(context.Context, string) ([]byte, error), event progress.Func) (dir string, err error) {
 	if dir, err = in.tempDir(s, "context-"); err != nil {
 		return "", err
 	}
@@ -39,6 +40,14 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 		return "", err
 	}
 	if git {
+		step := &plan.Step{Op: op}
+		if err := policy.Step(policies, step, clientName); err != nil {
+			return "", err
+		}
+		var ok bool
+		if op, ok = step.Op.(*plan.Git); !ok {
+			return "", errors.New("source policy: a git context can only be converted to another repository")
+		}
 		commit, err := b.Git.Resolve(ctx, op)
 		if err != nil {
 			return "", err
@@ -55,7 +64,14 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 	if err != nil {
 		return "", err
 	}
-	remote := &plan.HTTP{URL: arg, Filename: "context"}
+	step := &plan.Step{Op: &plan.HTTP{URL: arg, Filename: "context"}}
+	if err := policy.Step(policies, step, clientName); err != nil {
+		return "", err
+	}
+	remote, ok := step.Op.(*plan.HTTP)
+	if !ok {
+		return "", errors.New("source policy: a context that is a URL can only be converted to another URL")
+	}
 	entries, err := b.HTTP.Fetch(ctx, remote, fetched)
 	if err != nil {
 		return "", err

@@ -91,7 +91,7 @@ func (j *job) generator(ctx context.Context, params map[string]string, resolveMo
 		return nil, nil
 	}
 	p := j.s.o.Platforms[0]
-	b, err := j.resolve(ctx, name, p, resolveMode == pb.AttrImageResolveModeForcePull)
+	b, err := j.onlyImage(ctx, name, p, resolveMode == pb.AttrImageResolveModeForcePull)
 	if err != nil {
 		return nil, err
 	}

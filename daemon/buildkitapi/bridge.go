@@ -54,6 +54,9 @@ func (b *bridge) Solve(ctx context.Context, req *gwpb.SolveRequest) (*gwpb.Solve
 	if err != nil {
 		return nil, err
 	}
+	if err := addPolicies(j, req.SourcePolicies); err != nil {
+		return nil, clientError(err)
+	}
 	var res *result
 	if req.Frontend != "" {
 		if len(req.GetDefinition().GetDef()) > 0 {
@@ -148,6 +151,9 @@ func (b *bridge) ResolveImageConfig(ctx context.Context, req *gwpb.ResolveImageC
 	if err != nil {
 		return nil, err
 	}
+	if err := addPolicies(j, req.SourcePolicies); err != nil {
+		return nil, clientError(err)
+	}
 	p := b.s.o.Platforms[0]
 	if req.Platform != nil {
 		p = req.Platform.Spec()
@@ -160,7 +166,7 @@ func (b *bridge) ResolveImageConfig(ctx context.Context, req *gwpb.ResolveImageC
 		}
 		return &gwpb.ResolveImageConfigResponse{Digest: dgst, Config: base.Config, Ref: req.Ref}, nil
 	}
-	base, err := j.resolve(ctx, req.Ref, p, req.ResolveMode == pb.AttrImageResolveModeForcePull)
+	base, err := j.onlyImage(ctx, req.Ref, p, req.ResolveMode == pb.AttrImageResolveModeForcePull)
 	if err != nil {
 		return nil, clientError(err)
 	}
@@ -168,7 +174,7 @@ func (b *bridge) ResolveImageConfig(ctx context.Context, req *gwpb.ResolveImageC
 }
 
 func (b *bridge) ResolveSourceMeta(ctx context.Context, req *gwpb.ResolveSourceMetaRequest) (*gwpb.ResolveSourceMetaResponse, error) {
-	conf := &gwpb.ResolveImageConfigRequest{Platform: req.Platform, ResolveMode: req.ResolveMode}
+	conf := &gwpb.ResolveImageConfigRequest{Platform: req.Platform, ResolveMode: req.ResolveMode, SourcePolicies: req.SourcePolicies}
 	scheme, ref, _ := strings.Cut(req.GetSource().GetIdentifier(), "://")
 	switch scheme {
 	case "docker-image":

@@ -28,6 +28,7 @@ import (
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/parser/ignore"
 	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/policy"
 	"github.com/strake-build/strake/progress"
 )
 
@@ -150,8 +151,8 @@ func (f *dockerfile) build(ctx context.Context) (*result, error) {
 			}
 			return parser.Resolved{Ref: b.Ref, Digest: b.Digest, Config: b.Config, Layout: store}, err
 		}
-		b, err := f.job.resolve(ctx, ref, p, pull)
-		return parser.Resolved{Ref: b.Ref, Digest: b.Digest, Config: b.Config}, err
+		b, instead, err := f.job.image(ctx, ref, p, pull)
+		return parser.Resolved{Ref: b.Ref, Digest: b.Digest, Config: b.Config, Step: instead}, err
 	}
 	o.EpochOf = f.job.epochOf
 	if id, ok := f.attrs["requestid"]; ok {
@@ -160,6 +161,9 @@ func (f *dockerfile) build(ctx context.Context) (*result, error) {
 	build, err := f.plan(ctx, o)
 	f.warn(build.Warnings)
 	if err != nil {
+		return nil, err
+	}
+	if err := policy.Build(f.job.policy(), build, plannedName); err != nil {
 		return nil, err
 	}
 	return f.result(ctx, build, o.Platforms)
@@ -321,6 +325,9 @@ func (f *dockerfile) load(ctx context.Context) error {
 		}
 		git.Advice, _ = strconv.ParseBool(f.attrs["build-arg:BUILDKIT_GIT_ADVICE"])
 		f.context = &plan.Step{Op: git, Name: "[internal] load git source " + url, Internal: true}
+		if err := policy.Step(f.job.policy(), f.context, plannedName); err != nil {
+			return err
+		}
 		f.remote, file = f.context, f.context
 	case strings.HasPrefix(url, "http://") || strings.HasPrefix(url, "https://"):
 		if err := f.fetchContext(url); err != nil {
@@ -401,6 +408,9 @@ func (f *dockerfile) fetchContext(raw string) error {
 		}
 		file.Op = op
 	} else {
+		if err := policy.Step(f.job.policy(), file, plannedName); err != nil {
+			return err
+		}
 		f.remote = file
 	}
 	head, err := f.job.readFile(f.job.reference(file, 0, nil), name, 0, 1024)

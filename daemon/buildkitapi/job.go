@@ -29,6 +29,7 @@ import (
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/policy"
 )
 
 // Keys of a result's metadata, and of what a Solve responds.
@@ -64,6 +65,8 @@ type job struct {
 	id      string // of the build, in provenance
 	started time.Time
 	attests attest.Request
+	// policies decide what may be fetched.
+	policies []*policy.Policy
 
 	mu      sync.Mutex
 	bases   []provenance.Image // images that were looked up
@@ -118,6 +121,9 @@ func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job
 		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(),
 	}
 	var err error
+	if j.policies, err = parsePolicies(req); err != nil {
+		return nil, err
+	}
 	if j.attests, err = parseAttests(req.FrontendAttrs); err != nil {
 		return nil, err
 	}

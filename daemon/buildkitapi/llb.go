@@ -17,6 +17,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/policy"
 )
 
 // Graphs in BuildKit's form become plans, op by op. A definition is a list of
@@ -233,14 +234,34 @@ func (t *translation) source(dgst string) *plan.Source {
 
 func (t *translation) sourceOp(n *node, step *plan.Step, src *pb.SourceOp) error {
 	id, attrs := src.GetIdentifier(), src.GetAttrs()
+	if ref, ok := strings.CutPrefix(id, policy.SchemeImage); ok {
+		pull := attrs[pb.AttrImageResolveMode] == pb.AttrImageResolveModeForcePull
+		b, instead, err := t.job.image(t.ctx, ref, step.Platform, pull)
+		if err != nil {
+			return err
+		}
+		if instead == nil {
+			step.Op = &plan.Image{Ref: b.Ref, Digest: b.Digest, Platform: step.Platform}
+			n.outputs[0] = plan.Input{Step: step}
+			return nil
+		}
+		next, _ := policy.SourceOf(instead.Op, plannedName)
+		id, attrs = next.Identifier, next.Attrs
+	} else if !strings.HasPrefix(id, schemeResult) {
+		next, err := policy.Evaluate(t.job.policy(), policy.Source{Identifier: id, Attrs: attrs})
+		if err != nil {
+			return err
+		}
+		id, attrs = next.Identifier, next.Attrs
+	}
 	scheme, rest, ok := strings.Cut(id, "://")
 	if !ok {
 		return fmt.Errorf("source %q has no scheme", id)
 	}
 	n.outputs[0] = plan.Input{Step: step}
 	switch scheme {
-	case "docker-image":
-		b, err := t.job.resolve(t.ctx, rest, step.Platform, attrs[pb.AttrImageResolveMode] == pb.AttrImageResolveModeForcePull)
+	case "docker-image": // what a policy had used instead of something else
+		b, err := t.job.onlyImage(t.ctx, rest, step.Platform, false)
 		if err != nil {
 			return err
 		}

@@ -79,6 +79,8 @@ var allowed = []struct {
 	{"internal/scripttest", []string{"cache/remote/gha/ghatest"}},
 	{"internal/depcheck", nil},
 	{"layers", []string{"layers/blob", "layers/compress"}},
+	{"policy", []string{"plan"}},
+	{"lock", []string{"plan", "policy"}},
 	{"attest", []string{"layers"}},
 	{"attest/...", []string{"attest", "plan", "layers", "layers/snapshot", "builder/file"}},
 	{"layers/...", []string{"layers/...", "state", "internal/flight", "internal/manifest"}},
