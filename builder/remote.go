@@ -31,11 +31,17 @@ func (bd *build) resolveRemote(ctx context.Context, op plan.Op) (string, error) 
 		if bd.b.HTTP == nil {
 			return "", errors.New("http sources are not available")
 		}
+		if op.Pin != "" {
+			return op.Pin.String(), op.Pin.Validate()
+		}
 		d, err := bd.b.HTTP.Resolve(ctx, op)
 		return d.String(), err
 	case *plan.Git:
 		if bd.b.Git == nil {
 			return "", errors.New("git sources are not available")
+		}
+		if op.Pin != "" {
+			return op.Pin, nil
 		}
 		return bd.git().Resolve(ctx, op)
 	}
@@ -76,6 +82,11 @@ func (bd *build) fetch(ctx context.Context, v *vertex) (_ []layers.Tree, err err
 
 func (bd *build) fetchEntries(ctx context.Context, v *vertex, dir string) ([]layers.Entry, error) {
 	if op, ok := v.step.Op.(*plan.HTTP); ok {
+		if op.Pin != "" {
+			known := *op
+			known.Checksum = op.Pin
+			op = &known
+		}
 		return bd.b.HTTP.Fetch(ctx, op, dir)
 	}
 	commit, err := bd.remote(ctx, v)

@@ -57,6 +57,9 @@ type Git struct {
 	// Advice: what git tells people about a checkout is shown. It does not
 	// enter the key.
 	Advice bool
+	// Pin is the commit that Ref is known to be: it is not asked for. It does
+	// not enter the key, which the commit does anyway.
+	Pin string
 }
 
 // HTTP is a tree with one file, fetched by http or https. It has no inputs.
@@ -66,6 +69,9 @@ type HTTP struct {
 	Filename string        // base name of the file in the tree
 	Mode     uint32        // permission bits; 0 means 0600
 	UID, GID int
+	// Pin is the digest that the file is known to have: the server is not
+	// asked. It does not enter the key, which the digest does anyway.
+	Pin digest.Digest
 }
 
 // NetworkMode says which network a process sees.

@@ -40,6 +40,10 @@ var ErrNotFound = errors.New("not found in the registry")
 // ErrUnauthorized: the registry wants (other) credentials.
 var ErrUnauthorized = errors.New("unauthorized")
 
+// ErrOffline: the registry would have to be asked, and Options.Offline forbids
+// it. What is wanted is not in the store.
+var ErrOffline = errors.New("not in the store, and nothing is fetched offline")
+
 // Options says how registries are reached.
 type Options struct {
 	// Mirrors are tried in order before the registry itself, by registry
@@ -56,6 +60,8 @@ type Options struct {
 	// Origins opens blobs whose origin is a URL instead of a repository; nil:
 	// there are none.
 	Origins func(ctx context.Context, origin string, desc ocispec.Descriptor) (io.ReadCloser, error)
+	// Offline: no registry is asked; what would have to be is an error.
+	Offline bool
 	// Blobs keeps the manifests and configurations that Resolve fetched by
 	// their digests, so that they are not fetched again; nil: they are.
 	Blobs *blob.Store

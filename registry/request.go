@@ -109,6 +109,9 @@ type request struct {
 // send sends a request with what authorization the host asks for, and returns
 // the answer if its status is a good one. It does not retry but for that.
 func (c *Client) send(ctx context.Context, e *endpoint, r request) (*http.Response, error) {
+	if c.options.Offline {
+		return nil, permanent{ErrOffline}
+	}
 	scopes := slices.Clone(r.scopes)
 	asked := false // for authorization, by a 401
 	for {

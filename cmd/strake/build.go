@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,6 +57,8 @@ type buildOptions struct {
 	ssh           []string
 	allow         []string
 	parallel      int
+	locked        bool
+	lockFile      string
 
 	sourceDateEpoch string
 }
@@ -93,6 +96,9 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	o.displayOptions.addFlags(f, "show nothing, and print the image ID")
 	o.attestOptions.addFlags(f)
 	o.policyOptions.addFlags(f)
+	f.BoolVar(&o.locked, "locked", false, "use what the lock file says that images, repositories and URLs are; others are an error")
+	f.StringVar(&o.lockFile, "lock-file", "", "the lock `FILE` of --locked (default the build file's name and .lock)")
+	f.BoolVar(&o.offline, "offline", false, "fetch nothing: images, repositories and URLs must be in the store")
 	addFixed(f,
 		fixedFlag{"rm", true, "steps leave no containers behind"},
 		fixedFlag{"force-rm", true, "steps leave no containers behind"},
@@ -139,6 +145,7 @@ The image is put into the local store, or delivered as --output and --push say.`
   strake build -o out --target binary .                  # only the files
   strake build --cache-from registry.example/app-cache \
     --cache-to type=registry,ref=registry.example/app-cache,mode=max -t app .
+  strake build --locked --offline .                      # as Dockerfile.lock says, from the store
   strake build --secret id=token,src=token.txt .         # for RUN --mount=type=secret,id=token
   strake build --check .                                 # only check the Dockerfile
   strake build --call outline --target test .            # what it can be given
@@ -162,6 +169,14 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	}
 	if err := checkReferences(contextArg, o.file); err != nil {
 		return err
+	}
+	switch {
+	case o.lockFile != "" && !o.locked:
+		return usagef("--lock-file says nothing without --locked")
+	case o.offline && o.pull:
+		return usagef("--offline and --pull: nothing can be looked up in registries and nowhere at once")
+	case o.offline && (o.push || slices.ContainsFunc(outputs, func(out export.Output) bool { return out.Push || out.Type == export.TypeRegistry })):
+		return usagef("--offline: nothing can be pushed")
 	}
 	policies, err := o.policyOptions.load(e)
 	if err != nil {
@@ -221,7 +236,11 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	popts.Contexts, popts.Exclude, popts.IgnoreFile = in.contexts, in.exclude, in.ignoreFile
 	popts.EpochOf = epochOf(in, b)
 	describe := &describer{o: o, asked: asked, started: started, version: version(), in: in, args: popts, b: b, s: s, event: display.Event, policies: policies}
-	images := decide(policies, resolver(b, o.pull, display.Event, describe.resolved))
+	pins, err := o.openLock(in)
+	if err != nil {
+		return err
+	}
+	images := decide(policies, pins.look(resolver(b, o.pull, display.Event, describe.resolved)))
 	popts.Resolve = func(ctx context.Context, ref string, p ocispec.Platform) (parser.Resolved, error) {
 		if strings.HasPrefix(ref, schemeLayout) {
 			return in.layout(ctx, ref, p, b, display.Event)
@@ -241,6 +260,9 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	}
 	warn(build.Warnings, display.Event)
 	if err := policy.Build(policies, build, clientName); err != nil {
+		return err
+	}
+	if err := pins.pin(build); err != nil {
 		return err
 	}
 	if err := o.checkAllowed(build); err != nil {

@@ -34,9 +34,12 @@ type inputs struct {
 	dockerfile []byte
 	exclude    []string
 	ignoreFile string
-	contexts   map[string]parser.Context
-	locals     map[string]builder.Local
-	layouts    map[string]*image.Layout // by directory
+	// path is the build file's, of the user's directories; empty if it is of
+	// none of them.
+	path     string
+	contexts map[string]parser.Context
+	locals   map[string]builder.Local
+	layouts  map[string]*image.Layout // by directory
 	// changed tells when the main context was changed last; the zero time if
 	// that is not known.
 	changed func(context.Context) (time.Time, error)
@@ -192,6 +195,9 @@ func (in *inputs) readDockerfile(file, dir string, archive bool, stdin io.Reader
 		return fmt.Errorf("read the build file: %w", err)
 	}
 	in.name = filepath.Base(name)
+	if !archive {
+		in.path = name
+	}
 	if file != "" && !archive {
 		in.name = file
 	}

@@ -38,6 +38,8 @@ import (
 type registryOptions struct {
 	mirrors  []string
 	insecure []string
+	// offline: nothing is fetched; a flag of commands that can do without.
+	offline bool
 }
 
 func (o *registryOptions) addFlags(f *pflag.FlagSet) {
@@ -48,7 +50,7 @@ func (o *registryOptions) addFlags(f *pflag.FlagSet) {
 // client speaks to registries. Manifests and configurations are kept in blobs,
 // unless it is nil; so are blobs of other remote caches fetched by caches.
 func (o registryOptions) client(e *env, blobs *blob.Store, caches *connect.Connector) (*registry.Client, error) {
-	r := registry.Options{ConfigDir: e.dockerConfig(), UserAgent: "strake/" + version(), Insecure: o.insecure, Mirrors: map[string][]string{}, Blobs: blobs}
+	r := registry.Options{ConfigDir: e.dockerConfig(), UserAgent: "strake/" + version(), Insecure: o.insecure, Offline: o.offline, Mirrors: map[string][]string{}, Blobs: blobs}
 	if caches != nil {
 		r.Origins = caches.Blob
 	}
@@ -87,12 +89,13 @@ func (o *sandboxOptions) addFlags(f *pflag.FlagSet) {
 // store is the open store and what works on it.
 type store struct {
 	*state.Root
-	mode   rootless.Mode
-	blobs  *blob.Store
-	layers *snapshot.Store
-	images *image.Store
-	client *registry.Client
-	packer *image.Packer
+	mode    rootless.Mode
+	offline bool
+	blobs   *blob.Store
+	layers  *snapshot.Store
+	images  *image.Store
+	client  *registry.Client
+	packer  *image.Packer
 	// connector opens remote caches.
 	connector *connect.Connector
 
@@ -114,7 +117,7 @@ func openStore(e *env, o registryOptions) (_ *store, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &store{Root: root, mode: mode}
+	s := &store{Root: root, mode: mode, offline: o.offline}
 	s.onClose(root.Close)
 	defer func() {
 		if err != nil {
@@ -227,14 +230,14 @@ func (s *store) builder(o sandboxOptions, e *env) (*builder.Builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	http, err := httpsource.Open(s.Path("http"), httpsource.Options{UserAgent: "strake/" + version()})
+	http, err := httpsource.Open(s.Path("http"), httpsource.Options{UserAgent: "strake/" + version(), Offline: s.offline})
 	if err != nil {
 		return nil, err
 	}
 	return &builder.Builder{
 		Root: s.Root, Layers: s.layers, Blobs: s.blobs, Cache: c, Index: index,
 		Runner: runner, Network: net, Registry: s.client, Images: s.images, Rootless: s.mode.Rootless,
-		HTTP: http, Git: &gitsource.Client{Env: e.gitEnv(), SSHKnownHosts: e.knownHosts()},
+		HTTP: http, Git: &gitsource.Client{Env: e.gitEnv(), SSHKnownHosts: e.knownHosts(), Offline: s.offline},
 	}, nil
 }
 

@@ -45,6 +45,8 @@ type Client struct {
 	// give access to a host. The error is fs.ErrNotExist if there is none of
 	// the name. nil: there are none.
 	Token func(ctx context.Context, id string) ([]byte, error)
+	// Offline: no repository is asked.
+	Offline bool
 	// AllowFile allows repositories of this machine (file://), for tests.
 	AllowFile bool
 
@@ -89,6 +91,9 @@ func (c *Client) Resolve(ctx context.Context, op *plan.Git) (commit string, err 
 	}()
 	if commitID.MatchString(op.Ref) {
 		return op.Ref, checksum(op, op.Ref)
+	}
+	if c.Offline {
+		return "", fmt.Errorf("nothing is asked offline: which commit %q is must be in a lock file", op.Ref)
 	}
 	ref := op.Ref
 	if ref == "" {
@@ -232,6 +237,9 @@ func (c *Client) Checkout(ctx context.Context, op *plan.Git, commit, dir string,
 			err = fmt.Errorf("git repository %s: %w", redacted(op.Remote), err)
 		}
 	}()
+	if c.Offline {
+		return fmt.Errorf("commit %s is not in the store, and nothing is fetched offline", commit)
+	}
 	talking := *c
 	talking.log = log
 	g, err := talking.run(ctx, op, dir)

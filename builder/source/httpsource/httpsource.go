@@ -46,6 +46,8 @@ type Options struct {
 	Transport http.RoundTripper
 	// MaxSize bounds a file, in bytes; 0 is 64 GiB.
 	MaxSize int64
+	// Offline: no server is asked. What is remembered of a URL holds.
+	Offline bool
 	// UserAgent is sent with each request; empty: "strake".
 	UserAgent string
 }
@@ -104,6 +106,12 @@ func (c *Client) Resolve(ctx context.Context, op *plan.HTTP) (digest.Digest, err
 		return op.Checksum, op.Checksum.Validate()
 	}
 	m, known := c.recall(op.URL)
+	if c.o.Offline {
+		if !known {
+			return "", fmt.Errorf("%s: not fetched before, and nothing is fetched offline", op.URL)
+		}
+		return m.Digest, nil
+	}
 	if known && (m.ETag != "" || m.LastModified != "") {
 		if same, err := c.unchanged(ctx, op.URL, m); err != nil || same {
 			return m.Digest, err
@@ -145,6 +153,9 @@ func (c *Client) Fetch(ctx context.Context, op *plan.HTTP, dir string) ([]layers
 	staged := filepath.Join(dir, "file")
 	// Another process may take it first, or the directory be elsewhere.
 	if os.Rename(c.file(d), staged) != nil || verify(staged, d) != nil {
+		if c.o.Offline {
+			return nil, fmt.Errorf("%s: its content is not in the store any more, and nothing is fetched offline", op.URL)
+		}
 		name, got, err := c.get(ctx, op)
 		if err != nil {
 			return nil, err
