@@ -177,6 +177,8 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		return usagef("--offline and --pull: nothing can be looked up in registries and nowhere at once")
 	case o.offline && (o.push || slices.ContainsFunc(outputs, func(out export.Output) bool { return out.Push || out.Type == export.TypeRegistry })):
 		return usagef("--offline: nothing can be pushed")
+	case o.offline && len(o.cacheFrom)+len(o.cacheTo) > 0:
+		return usagef("--offline: remote caches are not asked; leave --cache-from and --cache-to out")
 	}
 	policies, err := o.policyOptions.load(e)
 	if err != nil {
