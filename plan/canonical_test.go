@@ -21,6 +21,8 @@ var notInKey = map[string]bool{
 	"Local.Name": true, "Local.Exclude": true, "Local.IgnoreFile": true,
 	"Git.AuthToken": true,
 	"Git.Advice":    true,
+	"Git.Pin":       true,
+	"HTTP.Pin":      true,
 	"Exec.Proxy":    true, "Exec.Resources": true, "Exec.BuildArgs": true,
 }
 
