@@ -326,7 +326,7 @@ func (p *Packer) compressor(w io.Writer, o PackOptions) (io.WriteCloser, error) 
 		return compress.NewEstargz(w, o.Level)
 	}
 	return compress.NewWriter(w, compress.Options{
-		Algorithm: o.algorithm(), Level: o.Level, Workers: max(1, p.workers()/2), Segments: p.Segments,
+		Algorithm: o.algorithm(), Level: o.Level, Workers: p.workers(), Segments: p.Segments,
 	})
 }
 
@@ -430,9 +430,10 @@ func (p *Packer) workers() int {
 	return runtime.GOMAXPROCS(0)
 }
 
-// Layers packed at once: enough to read one while another is compressed, few
-// enough that segments in memory stay few.
-const packsAtOnce = 4
+// Layers packed at once: enough to read one while another is compressed. Each
+// may use all processors, since often only one layer is large, and has so many
+// segments in memory.
+const packsAtOnce = 2
 
 // packAll packs the layers of a tree.
 func (p *Packer) packAll(ctx context.Context, t layers.Tree, o PackOptions, src snapshot.Sources) ([]blob.Ref, []digest.Digest, error) {
