@@ -85,13 +85,21 @@ func run(ctx context.Context) error {
 		}
 	}
 
-	wanted := func(list, name string) bool { return list == "all" || slices.Contains(strings.Split(list, ","), name) }
+	chosen, err := choose(cases, *names, func(c benchCase) string { return c.name })
+	if err != nil {
+		return err
+	}
+	chosenCurves, err := choose(curves, *curveNames, func(c benchCurve) string { return c.name })
+	if err != nil {
+		return err
+	}
+	// An interrupt ends the measuring, and what there is is reported.
 	var rows []row
-	for _, c := range cases {
-		if !wanted(*names, c.name) {
-			continue
-		}
+	for _, c := range chosen {
 		r, err := b.measure(ctx, c, *n)
+		if ctx.Err() != nil {
+			break
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
@@ -105,11 +113,11 @@ func run(ctx context.Context) error {
 		fmt.Print("\n", resources(rows))
 	}
 	var graphs []graph
-	for _, c := range curves {
-		if !wanted(*curveNames, c.name) {
-			continue
-		}
+	for _, c := range chosenCurves {
 		g, err := b.curve(ctx, c, *full, *n)
+		if ctx.Err() != nil {
+			break
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", c.name, err)
 		}
@@ -123,6 +131,24 @@ func run(ctx context.Context) error {
 		return nil
 	}
 	return writeReport(*doc, b.toolNames(), rows, graphs)
+}
+
+// choose returns what a list by comma names, in its order; all for "all".
+func choose[T any](from []T, list string, name func(T) string) ([]T, error) {
+	if list == "all" {
+		return from, nil
+	}
+	var chosen []T
+	for want := range strings.SplitSeq(list, ",") {
+		i := slices.IndexFunc(from, func(t T) bool { return name(t) == want })
+		if i < 0 && want != "" {
+			return nil, fmt.Errorf("no case or curve %q", want)
+		}
+		if i >= 0 {
+			chosen = append(chosen, from[i])
+		}
+	}
+	return chosen, nil
 }
 
 // bench is one run of this program.

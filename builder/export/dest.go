@@ -8,10 +8,49 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/strake-build/strake/layers/image"
 )
 
 // tempPrefix begins the names of what is not finished yet.
 const tempPrefix = ".strake-tmp-"
+
+// archiveFile writes the destination file, or stdout, by fn. The file is left
+// alone if it is the same archive already: nothing grows with what did not
+// change.
+func (x *run) archiveFile(kind string, bundles []image.Bundle, fn func(w io.Writer) error) error {
+	if x.Images == nil || x.o.Dest == "-" {
+		return x.file(fn)
+	}
+	id, err := image.ArchiveID(kind, bundles)
+	if err != nil {
+		return err
+	}
+	if dest, err := finalPath(x.o.Dest); err == nil && x.Images.Written(dest, id) {
+		x.status("%s is up to date", x.o.Dest)
+		return nil
+	}
+	x.place = func(f *os.File, dest string) error {
+		dir, err := finalPath(filepath.Dir(dest))
+		if err != nil {
+			return err
+		}
+		if err := x.Images.Place(f, filepath.Join(dir, filepath.Base(dest)), id); err != nil {
+			return err
+		}
+		return f.Close()
+	}
+	return x.file(fn)
+}
+
+// finalPath is the absolute path of an existing file, without symlinks.
+func finalPath(p string) (string, error) {
+	p, err := filepath.EvalSymlinks(p)
+	if err != nil {
+		return "", err
+	}
+	return filepath.Abs(p)
+}
 
 // file writes the destination file, or stdout, by fn.
 func (x *run) file(fn func(w io.Writer) error) (err error) {
@@ -54,6 +93,9 @@ func (x *run) file(fn func(w io.Writer) error) (err error) {
 	}
 	if err := f.Chmod(0o666 &^ umask()); err != nil {
 		return err
+	}
+	if x.place != nil {
+		return x.place(f, dest)
 	}
 	if err := f.Close(); err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -106,6 +107,9 @@ type run struct {
 	images  []Image
 	created time.Time
 	id      string // of the vertex
+	// place renames a finished archive to its destination and closes it; nil
+	// for nothing special.
+	place func(f *os.File, dest string) error
 }
 
 func (x *run) title() string {
@@ -349,9 +353,9 @@ func (x *run) deliver(ctx context.Context, bundles []image.Bundle) error {
 	case x.o.Type == TypeOCI && !x.o.Tar:
 		return image.WriteLayout(ctx, x.o.Dest, bundles)
 	case x.o.Type == TypeOCI:
-		return x.file(func(w io.Writer) error { return image.WriteOCI(ctx, w, bundles) })
+		return x.archiveFile("oci", bundles, func(w io.Writer) error { return image.WriteOCI(ctx, w, bundles) })
 	case x.o.Tar:
-		return x.file(func(w io.Writer) error { return image.WriteDocker(ctx, w, bundles) })
+		return x.archiveFile("docker", bundles, func(w io.Writer) error { return image.WriteDocker(ctx, w, bundles) })
 	}
 	return dir(x.o.Dest, false, func(root string) error {
 		r, w := io.Pipe()

@@ -45,6 +45,13 @@ func (s *Store) Reader(d digest.Digest, size int64) (io.ReadCloser, error) {
 	return &reader{s: s, d: d, f: f, hash: sha256.New(), left: fi.Size()}, nil
 }
 
+// Verifies reports whether r verifies by itself that what it gives, to its end,
+// has the digest d: it is a Reader of a Store.
+func Verifies(r io.Reader, d digest.Digest) bool {
+	b, ok := r.(*reader)
+	return ok && b.d == d
+}
+
 type reader struct {
 	s    *Store
 	d    digest.Digest
