@@ -9,7 +9,9 @@ import (
 	"path/filepath"
 )
 
-// runCorpus has strake and BuildKit build imagebuilder's files, and compares.
+// runCorpus has strake and BuildKit build imagebuilder's files, the examples in
+// the reference of the Dockerfile language, and files as projects have them, and
+// compares the images.
 func runCorpus(ctx context.Context, strake, out string, args []string) error {
 	flags := flag.NewFlagSet("corpus", flag.ContinueOnError)
 	only := flags.String("run", "", "regular expression of the build files' paths")
@@ -38,6 +40,10 @@ func runCorpus(ctx context.Context, strake, out string, args []string) error {
 		}
 		path = filepath.Dir(file) + ":" + path
 	}
+	examples := filepath.Join(out, "examples")
+	if err := writeExamples(filepath.Join(src, "frontend", "dockerfile", "docs", "reference.md"), examples); err != nil {
+		return err
+	}
 	m, err := newMirror(ctx, filepath.Join(out, "mirror"))
 	if err != nil {
 		return err
@@ -47,9 +53,10 @@ func runCorpus(ctx context.Context, strake, out string, args []string) error {
 		return err
 	}
 	defer stop()
-	fmt.Println("building the files of", imagebuilder)
+	fmt.Println("building the files of", imagebuilder, "and those in BuildKit's documentation and in conformance/layouts")
 	cmd := exec.CommandContext(ctx, "go", "run", "./bench/compare", "-strake", strake, "-mirror", addr, "-run", *only,
-		filepath.Join(files, "dockerclient", "testdata"))
+
+		filepath.Join(files, "dockerclient", "testdata"), examples, "conformance/layouts")
 	cmd.Env = append(os.Environ(), "PATH="+path)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	return cmd.Run()

@@ -30,6 +30,7 @@ type flavour struct {
 	command []string
 	links   bool     // applets are symlinks at their usual places, not hard links in /bin
 	scripts []string // of rootfs/, and where they go
+	tools   []string // names of rootfs/tool in /usr/local/bin
 	files   map[string]string
 	tags    []string
 }
@@ -47,18 +48,21 @@ var flavours = []flavour{
 	{
 		name: "alpine", command: []string{"/bin/sh"}, links: true,
 		scripts: []string{"usr/sbin/adduser", "usr/sbin/addgroup"},
+		tools:   []string{"npm"},
 		files:   map[string]string{"etc/alpine-release": "3.18.0\n", "etc/os-release": "NAME=\"Alpine Linux\"\nID=alpine\nVERSION_ID=3.18.0\n"},
-		tags:    []string{"library/alpine:latest", "library/alpine:3.18", "library/alpine:3.16", "alpine:latest"},
+		tags:    []string{"library/alpine:latest", "library/alpine:3.18", "library/alpine:3.16", "library/node:22-alpine", "alpine:latest"},
 	},
 	{
 		name: "debian", command: []string{"bash"}, links: true,
 		scripts: []string{"usr/sbin/adduser", "usr/sbin/addgroup", "usr/sbin/useradd", "usr/sbin/groupadd", "bin/bash"},
+		tools:   []string{"pip", "go", "cargo"},
 		files:   map[string]string{"etc/debian_version": "11.6\n", "etc/os-release": "NAME=\"Debian stand-in\"\nID=debian\n"},
 		tags: []string{
 			"amd64/debian:bullseye-20230109-slim", "library/debian:latest", "library/debian:bookworm-slim", "library/debian:10.13",
 			"library/ubuntu:latest", "library/ubuntu:18.04", "library/centos:7", "library/centos:latest", "library/fedora:latest",
 			// As other registries call them.
 			"debian:latest", "docker/library/centos:7", "centos:7", "fedora-minimal:latest", "fedora-minimal:44", "fedora-minimal:44-x86_64", "golang:1.25",
+			"library/python:3.13-slim", "library/golang:1.25", "library/golang:latest", "library/rust:1",
 		},
 	},
 }
@@ -195,6 +199,13 @@ func (f flavour) layer() ([]byte, error) {
 		}
 		file(s, 0o755, string(content))
 		taken[s] = true
+	}
+	tool, terr := rootfs.ReadFile("rootfs/tool")
+	if terr != nil {
+		return nil, terr
+	}
+	for _, t := range f.tools {
+		file("usr/local/bin/"+t, 0o755, string(tool))
 	}
 	list := "--list"
 	if f.links {
