@@ -63,7 +63,7 @@ type Exporter struct {
 // "containerimage.descriptor". Nothing half-written is left at the destination
 // when it fails.
 func (e *Exporter) Export(ctx context.Context, images []Image, o Output) (response map[string]any, err error) {
-	if err := o.check(len(images)); err != nil {
+	if err := o.check(len(images)); err != nil || o.Type == TypeNone {
 		return nil, err
 	}
 	if o.RewriteTimes && o.Epoch == nil {

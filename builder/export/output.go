@@ -17,15 +17,16 @@ import (
 
 // The types of outputs.
 const (
-	TypeImage    = "image"    // an image in the local store
-	TypeRegistry = "registry" // that, and pushed
-	TypeOCI      = "oci"      // an OCI layout, as a tar file or a directory
-	TypeDocker   = "docker"   // what docker load reads
-	TypeLocal    = "local"    // the files, in a directory
-	TypeTar      = "tar"      // the files, in a tar file
+	TypeImage    = "image"     // an image in the local store
+	TypeRegistry = "registry"  // that, and pushed
+	TypeOCI      = "oci"       // an OCI layout, as a tar file or a directory
+	TypeDocker   = "docker"    // what docker load reads
+	TypeLocal    = "local"     // the files, in a directory
+	TypeTar      = "tar"       // the files, in a tar file
+	TypeNone     = "cacheonly" // nothing: results are in the store, for the next build
 )
 
-var types = []string{TypeImage, TypeRegistry, TypeOCI, TypeDocker, TypeLocal, TypeTar}
+var types = []string{TypeImage, TypeRegistry, TypeOCI, TypeDocker, TypeLocal, TypeTar, TypeNone}
 
 // Output is one -o flag, parsed.
 type Output struct {
@@ -78,7 +79,7 @@ func ParseOutput(s string) (Output, error) {
 
 func parseOutput(s string) (Output, error) {
 	if s == "" {
-		return Output{}, errors.New("nothing given: it is a directory, or type=image, registry, oci, docker, local or tar with options")
+		return Output{}, errors.New("nothing given: it is a directory, or type=image, registry, oci, docker, local, tar or cacheonly with options")
 	}
 	fields, err := csvvalue.Fields(s, nil)
 	if err != nil {
@@ -127,9 +128,6 @@ func (o *Output) set(key, value string) (err error) {
 	}
 	switch key {
 	case "type":
-		if value == "cacheonly" {
-			return errors.New("cacheonly is not supported: leave -o and -t out, which stores the image without a name")
-		}
 		if !slices.Contains(types, value) {
 			return fmt.Errorf("type %q is not one of %s", value, strings.Join(types, ", "))
 		}
@@ -220,6 +218,8 @@ func (o *Output) set(key, value string) (err error) {
 // something could be asked for and not be done, it is an error.
 func (o *Output) takes(key string) bool {
 	switch o.Type {
+	case TypeNone:
+		return key == "type"
 	case TypeLocal, TypeTar:
 		return slices.Contains([]string{"type", "dest", "rewrite-timestamp", "source-date-epoch", "attestation-prefix", "platform-split"}, key) ||
 			key == "mode" && o.Type == TypeLocal
@@ -263,6 +263,7 @@ func (o Output) check(images int) error {
 		if o.Dest == "" {
 			return fail("dest= is missing: a file, or - for stdout")
 		}
+	case TypeNone:
 	default:
 		return fmt.Errorf("output type %q is not one of %s", o.Type, strings.Join(types, ", "))
 	}

@@ -47,7 +47,7 @@ func TestParseOutputRefuses(t *testing.T) {
 		"dest=x,push=true":                    "type= is missing",
 		"type=":                               "is not one of",
 		"type=zip":                            "is not one of",
-		"type=cacheonly":                      "not supported",
+		"type=cacheonly,dest=x":               "dest has no meaning for type=cacheonly",
 		"type=oci,dest":                       "key=value",
 		"type=oci,dest=":                      "dest is empty",
 		"type=oci,dest=a,dest=b":              "given twice",

@@ -471,7 +471,7 @@ func (o buildOptions) parseOutputs(e *env) ([]export.Output, error) {
 	stdout, named := 0, false
 	for i := range outputs {
 		out := &outputs[i]
-		if out.Type != export.TypeLocal && out.Type != export.TypeTar {
+		if out.Type != export.TypeLocal && out.Type != export.TypeTar && out.Type != export.TypeNone {
 			if len(out.Names) == 0 {
 				out.Names = names
 			}
