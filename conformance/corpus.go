@@ -53,10 +53,10 @@ func runCorpus(ctx context.Context, strake, out string, args []string) error {
 		return err
 	}
 	defer stop()
-	fmt.Println("building the files of", imagebuilder, "and those in BuildKit's documentation and in conformance/layouts")
+	fmt.Println("building the files of", imagebuilder, "and those in BuildKit's documentation and in conformance/testdata/layouts")
 	cmd := exec.CommandContext(ctx, "go", "run", "./bench/compare", "-strake", strake, "-mirror", addr, "-run", *only,
 
-		filepath.Join(files, "dockerclient", "testdata"), examples, "conformance/layouts")
+		filepath.Join(files, "dockerclient", "testdata"), examples, "conformance/testdata/layouts")
 	cmd.Env = append(os.Environ(), "PATH="+path)
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	return cmd.Run()
