@@ -12,6 +12,7 @@ package export
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -41,6 +42,9 @@ type Image struct {
 	Sources snapshot.Sources
 	// Blobs are what the manifests of base images name for layers of Tree.
 	Blobs map[layers.ID]ocispec.Descriptor
+	// Fields returns more fields of the image's configuration; nil: there are
+	// none. Its layers are packed as the options say.
+	Fields func(context.Context, image.PackOptions) (map[string]json.RawMessage, error)
 	// Attestations are what is said of it.
 	Attestations []attest.Attestation
 }
@@ -168,6 +172,17 @@ type result struct {
 	referrers []*image.Packed
 }
 
+// fullOptions are packOptions with the fields of the configuration.
+func (x *run) fullOptions(ctx context.Context, img Image) (image.PackOptions, error) {
+	o := x.packOptions(img)
+	if img.Fields == nil {
+		return o, nil
+	}
+	var err error
+	o.Fields, err = img.Fields(ctx, o)
+	return o, err
+}
+
 // pack makes manifests of all images, and an index if there is more than one
 // manifest to deliver.
 func (x *run) pack(ctx context.Context) (*result, error) {
@@ -183,7 +198,11 @@ func (x *run) pack(ctx context.Context) (*result, error) {
 	x.status("exporting layers")
 	r := &result{}
 	for _, img := range x.images {
-		packed, err := x.Packer.Build(ctx, img.Target.Image, img.Tree, x.packOptions(img), x.time(img), x.o.annotations(LevelManifest, &img.Target.Platform), img.Sources)
+		o, err := x.fullOptions(ctx, img)
+		if err != nil {
+			return nil, err
+		}
+		packed, err := x.Packer.Build(ctx, img.Target.Image, img.Tree, o, x.time(img), x.o.annotations(LevelManifest, &img.Target.Platform), img.Sources)
 		if err != nil {
 			return nil, err
 		}
@@ -241,7 +260,11 @@ func (x *run) image(ctx context.Context) (map[string]any, error) {
 	} else {
 		x.status("exporting layers")
 		for _, img := range x.images {
-			c, err := x.Packer.Config(ctx, img.Target.Image, img.Tree, x.packOptions(img), x.time(img), img.Sources)
+			o, err := x.fullOptions(ctx, img)
+			if err != nil {
+				return nil, err
+			}
+			c, err := x.Packer.Config(ctx, img.Target.Image, img.Tree, o, x.time(img), img.Sources)
 			if err != nil {
 				return nil, err
 			}

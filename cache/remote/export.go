@@ -41,6 +41,7 @@ type Exporter struct {
 	cancel   context.CancelCauseFunc
 	vertex   string
 	replaces func(cache.Key) bool
+	inline   *inlined // of NewInline
 
 	slots chan struct{}
 	wg    sync.WaitGroup
@@ -84,6 +85,12 @@ func (e *Exporter) Add(rec cache.Record, identity bool, base map[layers.ID]ocisp
 	if identity {
 		name = identityName(rec.Key)
 	}
+	if e.inline != nil {
+		e.mu.Lock()
+		e.inline.records[name] = inlineRecord{rec, identity, base, src}
+		e.mu.Unlock()
+		return
+	}
 	e.background(name, func(ctx context.Context) error {
 		damaged := e.replaces != nil && e.replaces(rec.Key)
 		if !damaged {
@@ -97,6 +104,15 @@ func (e *Exporter) Add(rec cache.Record, identity bool, base map[layers.ID]ocisp
 
 // Memo writes the digest of the content that selector names in a tree.
 func (e *Exporter) Memo(tree, selector string, d digest.Digest) {
+	if e.inline != nil {
+		e.mu.Lock()
+		if e.inline.memos[tree] == nil {
+			e.inline.memos[tree] = map[string]digest.Digest{}
+		}
+		e.inline.memos[tree][selector] = d
+		e.mu.Unlock()
+		return
+	}
 	name := memoName(tree, selector)
 	e.background(name, func(ctx context.Context) error {
 		if ok, err := e.backend.Has(ctx, name); err != nil || ok {
@@ -111,6 +127,19 @@ func (e *Exporter) Memo(tree, selector string, d digest.Digest) {
 }
 
 func (e *Exporter) write(ctx context.Context, name string, damaged bool, rec cache.Record, identity bool, base map[layers.ID]ocispec.Descriptor, src snapshot.Sources) error {
+	r, refs, err := e.record(ctx, rec, identity, base, src)
+	if err != nil {
+		return err
+	}
+	object, err := encode(r)
+	if err != nil {
+		return err
+	}
+	return e.put(ctx, name, object, refs, damaged)
+}
+
+// record makes the object of a result, and the blobs that it names.
+func (e *Exporter) record(ctx context.Context, rec cache.Record, identity bool, base map[layers.ID]ocispec.Descriptor, src snapshot.Sources) (Record, []blob.Ref, error) {
 	r := Record{Key: rec.Key, Made: rec.Made, Took: rec.Took, Why: rec.Why}
 	blobs := map[digest.Digest]blob.Ref{}
 	for i := range max(len(rec.Outputs), len(rec.Trees)) {
@@ -119,7 +148,7 @@ func (e *Exporter) write(ctx context.Context, name string, damaged bool, rec cac
 			for _, id := range rec.Outputs[i] {
 				l, ref, err := e.pack(ctx, id, base, src)
 				if err != nil {
-					return err
+					return Record{}, nil, err
 				}
 				out.Layers = append(out.Layers, l)
 				if !l.Base {
@@ -129,13 +158,9 @@ func (e *Exporter) write(ctx context.Context, name string, damaged bool, rec cac
 		}
 		r.Outputs = append(r.Outputs, out)
 	}
-	object, err := encode(r)
-	if err != nil {
-		return err
-	}
 	refs := slices.Collect(maps.Values(blobs))
 	slices.SortFunc(refs, func(a, b blob.Ref) int { return strings.Compare(string(a.Desc.Digest), string(b.Desc.Digest)) })
-	return e.put(ctx, name, object, refs, damaged)
+	return r, refs, nil
 }
 
 func (e *Exporter) pack(ctx context.Context, id layers.ID, base map[layers.ID]ocispec.Descriptor, src snapshot.Sources) (Layer, blob.Ref, error) {

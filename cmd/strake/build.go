@@ -17,6 +17,7 @@ import (
 	"github.com/strake-build/strake/attest"
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/builder/export"
+	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/policy"
@@ -273,14 +274,14 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	request := builder.Request{
 		Build: build, Locals: in.locals, Secret: secrets, SSH: agents, NoCache: o.noCache, Progress: display.Event, Record: rec.build(),
 	}
-	finish, err := caches.open(ctx, s, &request)
+	remotes, err := caches.open(ctx, s, &request)
 	if err != nil {
 		return err
 	}
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Registry: s.client, Stdout: e.stdout, Progress: display.Event}
-	metadata, err = deliver(ctx, b, request, x, outputs, describe.attest)
+	metadata, err = deliver(ctx, b, request, x, outputs, describe.attest, remotes.Fields())
 	// What was done is worth to be kept if the rest failed, too.
-	if ferr := finish(); err == nil {
+	if ferr := remotes.Finish(ctx); err == nil {
 		err = ferr
 	}
 	if err != nil {
@@ -295,25 +296,27 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 
 type attestFunc func(context.Context, builder.Result) ([]attest.Attestation, error)
 
+type fieldsFunc = func(context.Context, image.PackOptions) (map[string]json.RawMessage, error)
+
 // deliver builds and exports. If a remote cache turns out not to have what it
 // should, it begins again.
-func deliver(ctx context.Context, b *builder.Builder, r builder.Request, x export.Exporter, outputs []export.Output, attest attestFunc) (map[string]any, error) {
+func deliver(ctx context.Context, b *builder.Builder, r builder.Request, x export.Exporter, outputs []export.Output, attest attestFunc, fields fieldsFunc) (map[string]any, error) {
 	for {
-		metadata, err := deliverOnce(ctx, b, r, x, outputs, attest)
+		metadata, err := deliverOnce(ctx, b, r, x, outputs, attest, fields)
 		if err == nil || ctx.Err() != nil || !b.Again(&r, err) {
 			return metadata, err
 		}
 	}
 }
 
-func deliverOnce(ctx context.Context, b *builder.Builder, r builder.Request, x export.Exporter, outputs []export.Output, attest attestFunc) (map[string]any, error) {
+func deliverOnce(ctx context.Context, b *builder.Builder, r builder.Request, x export.Exporter, outputs []export.Output, attest attestFunc, fields fieldsFunc) (map[string]any, error) {
 	results, err := b.Build(ctx, r)
 	if err != nil {
 		return nil, err
 	}
 	var images []export.Image
 	for _, r := range results {
-		img := export.Image{Target: r.Target, Tree: r.Tree, Sources: r.Sources, Blobs: r.Blobs}
+		img := export.Image{Target: r.Target, Tree: r.Tree, Sources: r.Sources, Blobs: r.Blobs, Fields: fields}
 		if img.Attestations, err = attest(ctx, r); err != nil {
 			return nil, err
 		}

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"slices"
 	"strconv"
 	"time"
@@ -10,8 +9,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/strake-build/strake/builder"
-	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/cache/remote"
+	"github.com/strake-build/strake/cache/remote/connect"
 	"github.com/strake-build/strake/progress"
 	"github.com/strake-build/strake/registry"
 )
@@ -64,50 +63,15 @@ func (c caches) insecure() (hosts []string) {
 	return hosts
 }
 
-// open opens the caches for a build. finish waits until everything is written
-// and tells what could not be: as a warning, or as an error where that was asked
-// for.
-func (c caches) open(ctx context.Context, s *store, r *builder.Request) (finish func() error, err error) {
+// open opens the caches for a build.
+func (c caches) open(ctx context.Context, s *store, r *builder.Request) (*connect.Caches, error) {
 	warn := func(err error) {
 		r.Progress(progress.Event{Time: time.Now(), Kind: progress.Warning, Text: err.Error()})
 	}
-	for _, spec := range c.from {
-		b, err := s.connector.Cache(spec)
-		if err != nil {
-			return nil, usagef("--cache-from %s: %w", spec, err)
-		}
-		r.CacheFrom = append(r.CacheFrom, remote.NewImporter(b, s.layers, warn))
+	all, err := s.connector.Open(ctx, c.from, c.to, connect.Store{Layers: s.layers, Packer: s.packer}, warn, r.Progress)
+	if err != nil {
+		return nil, usageError{err}
 	}
-	var strict []bool
-	for _, spec := range c.to {
-		b, err := s.connector.Cache(spec)
-		if err != nil {
-			return nil, usagef("--cache-to %s: %w", spec, err)
-		}
-		x, err := spec.Export()
-		if err != nil {
-			return nil, err
-		}
-		from := r.CacheFrom
-		damaged := func(k cache.Key) bool {
-			return slices.ContainsFunc(from, func(im *remote.Importer) bool { return im.Damaged(k) })
-		}
-		r.CacheTo = append(r.CacheTo, remote.NewExporter(ctx, b, s.layers, s.packer, damaged, remote.ExportOptions{Pack: x.Pack, Min: x.Min, Progress: r.Progress}))
-		strict = append(strict, x.Strict)
-	}
-	to := r.CacheTo
-	return func() error {
-		var errs []error
-		for i, x := range to {
-			err := x.Wait()
-			switch {
-			case err == nil || ctx.Err() != nil:
-			case strict[i]:
-				errs = append(errs, err)
-			default:
-				warn(err)
-			}
-		}
-		return errors.Join(errs...)
-	}, nil
+	r.CacheFrom, r.CacheTo = all.From, all.To
+	return all, nil
 }

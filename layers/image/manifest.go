@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"time"
 
@@ -45,7 +46,7 @@ func (p *Packer) Config(ctx context.Context, img dockerspec.DockerOCIImage, t la
 	if err != nil {
 		return nil, err
 	}
-	return completeConfig(img, diffIDs, created)
+	return completeConfig(img, diffIDs, created, o.Fields)
 }
 
 // Build is Config and Manifest in one, with one pass over each layer.
@@ -54,7 +55,7 @@ func (p *Packer) Build(ctx context.Context, img dockerspec.DockerOCIImage, t lay
 	if err != nil {
 		return nil, err
 	}
-	config, err := completeConfig(img, diffIDs, created)
+	config, err := completeConfig(img, diffIDs, created, o.Fields)
 	if err != nil {
 		return nil, err
 	}
@@ -215,7 +216,7 @@ func Index(images []*Packed, docker bool, annotations map[string]string) (ocispe
 }
 
 // completeConfig fills in what only the finished image knows.
-func completeConfig(img dockerspec.DockerOCIImage, diffIDs []digest.Digest, created time.Time) ([]byte, error) {
+func completeConfig(img dockerspec.DockerOCIImage, diffIDs []digest.Digest, created time.Time, fields map[string]json.RawMessage) ([]byte, error) {
 	img.RootFS = ocispec.RootFS{Type: "layers", DiffIDs: diffIDs}
 	var at *time.Time
 	if !created.IsZero() {
@@ -225,10 +226,23 @@ func completeConfig(img dockerspec.DockerOCIImage, diffIDs []digest.Digest, crea
 	}
 	img.History = completeHistory(img.History, len(diffIDs), at)
 	raw, err := json.Marshal(img)
+	if err == nil && len(fields) > 0 {
+		raw, err = addFields(raw, fields)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("image configuration: %w", err)
 	}
 	return raw, nil
+}
+
+// addFields adds fields to a JSON object.
+func addFields(raw []byte, fields map[string]json.RawMessage) ([]byte, error) {
+	var all map[string]json.RawMessage
+	if err := json.Unmarshal(raw, &all); err != nil {
+		return nil, err
+	}
+	maps.Copy(all, fields)
+	return json.Marshal(all)
 }
 
 // completeHistory gives entries without a time the time at, and makes the

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -58,6 +59,8 @@ type PackOptions struct {
 	// image in other packing), unless Force wants another compression. Without
 	// them the manifest of an image depends on what else is in the store.
 	Blobs map[layers.ID]ocispec.Descriptor `json:"blobs,omitempty"`
+	// Fields are more fields of the configuration, in JSON.
+	Fields map[string]json.RawMessage `json:"-"`
 }
 
 func (o PackOptions) algorithm() compress.Algorithm {
