@@ -111,7 +111,7 @@ type build struct {
 	order    []*vertex
 	prefix   string // of vertex IDs, in a build that begins again
 
-	minimal map[*vertex]bool // see exported
+	minimal, copied map[*vertex]bool // see findMinimal
 
 	mu         sync.Mutex
 	identityOf map[*vertex]cache.Record         // of results that only memos are known of

@@ -316,7 +316,10 @@ func (bd *build) exported(x *remote.Exporter, v *vertex) (identity, ok bool) {
 	if !isRun(v) {
 		return false, false
 	}
-	return x.Min() && !bd.minimal[v], true
+	if !x.Min() || bd.minimal[v] {
+		return false, true
+	}
+	return true, bd.copied[v]
 }
 
 // export gives a result to the exporters.
@@ -380,9 +383,17 @@ func (bd *build) known(ctx context.Context, x *remote.Exporter, v *vertex, from 
 	return rec, false, false
 }
 
-// findMinimal finds the steps whose layers the targets consist of.
+// findMinimal finds the steps whose layers the targets consist of, and those
+// whose results others copy from.
 func (bd *build) findMinimal() {
-	bd.minimal = map[*vertex]bool{}
+	bd.minimal, bd.copied = map[*vertex]bool{}, map[*vertex]bool{}
+	for _, v := range bd.order {
+		for i, in := range v.inputs {
+			if in != nil && !wholeInput(v.step.Op, i) {
+				bd.copied[in] = true
+			}
+		}
+	}
 	var walk func(*vertex)
 	walk = func(v *vertex) {
 		if v == nil || bd.minimal[v] {

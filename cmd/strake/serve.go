@@ -73,7 +73,7 @@ func runServe(ctx context.Context, o serveOptions, e *env) (err error) {
 	}
 	b.Slots = o.parallel
 	server, err := buildkitapi.New(buildkitapi.Options{
-		Builder: b, Packer: s.packer, Platforms: []ocispec.Platform{thisPlatform()}, Version: version(), Allow: o.allow, ProvenanceEnv: o.provenanceEnv,
+		Builder: b, Packer: s.packer, Caches: s.connector, Platforms: []ocispec.Platform{thisPlatform()}, Version: version(), Allow: o.allow, ProvenanceEnv: o.provenanceEnv,
 		Log: slog.New(slog.NewTextHandler(e.stderr, nil)),
 	})
 	if err != nil {

@@ -39,6 +39,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/strake-build/strake/builder"
+	"github.com/strake-build/strake/cache/remote/connect"
 	"github.com/strake-build/strake/layers/image"
 )
 
@@ -46,6 +47,8 @@ import (
 type Options struct {
 	Builder *builder.Builder
 	Packer  *image.Packer
+	// Caches opens remote caches; nil: there are none.
+	Caches *connect.Connector
 	// Platforms are those that can be built for; the first is this machine's.
 	Platforms []ocispec.Platform
 	Version   string

@@ -87,11 +87,27 @@ func (j *job) solve() (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	if err := j.openCaches(); err != nil {
+		return nil, err
+	}
+	response, err := j.buildAndExport(outputs)
+	if ferr := j.caches.Finish(j.ctx); err == nil {
+		err = ferr
+	}
+	return response, err
+}
+
+func (j *job) buildAndExport(outputs []output) (map[string]string, error) {
 	res, err := j.build()
 	if err != nil {
 		return nil, err
 	}
-	return j.export(res, outputs)
+	for {
+		response, err := j.export(res, outputs)
+		if err == nil || !j.again(err) {
+			return response, err
+		}
+	}
 }
 
 // build makes the result that is to be exported.

@@ -26,6 +26,7 @@ import (
 	"github.com/strake-build/strake/attest/provenance"
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/builder/export"
+	"github.com/strake-build/strake/cache/remote/connect"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
@@ -68,7 +69,10 @@ type job struct {
 	// policies decide what may be fetched.
 	policies []*policy.Policy
 
+	caches *connect.Caches
+
 	mu      sync.Mutex
+	request builder.Request    // of which only what caches do to it is set
 	bases   []provenance.Image // images that were looked up
 	facts   []func(*plan.Step) provenance.Fact
 	refs    map[string]*reference
@@ -116,7 +120,7 @@ type result struct {
 
 func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job, error) {
 	j := &job{
-		s: s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref),
+		s: s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref), caches: &connect.Caches{},
 		allow: map[string]bool{}, refs: map[string]*reference{}, locals: map[string]*local{},
 		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(),
 	}
@@ -316,9 +320,9 @@ func (j *job) run(refs []*reference) ([]builder.Result, error) {
 	j.runs++
 	scope := fmt.Sprintf("run%d/", j.runs)
 	j.mu.Unlock()
-	return j.s.o.Builder.Build(j.ctx, builder.Request{
-		Build: build, Locals: locals, Secret: j.secret, SSH: j.agent, Progress: j.board.event(scope),
-	})
+	request := j.builderRequest()
+	request.Build, request.Locals, request.Secret, request.SSH, request.Progress = build, locals, j.secret, j.agent, j.board.event(scope)
+	return j.s.o.Builder.Build(j.ctx, request)
 }
 
 // secret asks the client for a secret.
@@ -396,6 +400,7 @@ func (j *job) images(res *result) ([]export.Image, error) {
 		if e.ref != nil {
 			img.Target.Step, img.Tree, img.Sources, img.Blobs = e.ref.step, e.ref.tree, e.ref.src, e.ref.blobs
 		}
+		img.Fields = j.caches.Fields()
 		if img.Attestations, err = j.attestationsOf(res, e, img); err != nil {
 			return nil, err
 		}
