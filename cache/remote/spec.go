@@ -44,7 +44,7 @@ func (s Spec) String() string {
 var attributes = map[string][3][]string{
 	TypeRegistry: {{"ref", "registry.insecure"}, {}, {"oci-mediatypes", "image-manifest", "compat"}},
 	TypeInline:   {},
-	TypeLocal:    {{"tag"}, {"src", "digest"}, {"dest", "oci-mediatypes", "image-manifest", "compat"}},
+	TypeLocal:    {{"tag"}, {"src", "digest"}, {"dest", "oci-mediatypes", "image-manifest"}},
 	TypeGHA:      {{"scope", "url", "url_v2", "version", "token", "timeout", "ghtoken", "repository"}, {}, {}},
 	TypeS3: {{"bucket", "region", "name", "prefix", "blobs_prefix", "manifests_prefix", "endpoint_url", "use_path_style",
 		"access_key_id", "secret_access_key", "session_token", "upload_parallelism", "touch_refresh"}, {}, {}},
@@ -134,6 +134,8 @@ type Export struct {
 	// Strict: a cache that can't be written fails the build. It does not
 	// unless ignore-error=false is said.
 	Strict bool
+	// Compat: the reference itself gets a manifest of BuildKit's form.
+	Compat bool
 }
 
 // Export reads the attributes that say how to write.
@@ -162,7 +164,7 @@ func (s Spec) Export() (Export, error) {
 			return x, fmt.Errorf("compression-level=%s: it is a number", l)
 		}
 	}
-	for _, key := range []string{"force-compression", "oci-mediatypes", "image-manifest"} {
+	for _, key := range []string{"force-compression", "compat", "oci-mediatypes", "image-manifest"} {
 		v, set, err := s.bool(key)
 		if err != nil {
 			return x, err
@@ -170,6 +172,8 @@ func (s Spec) Export() (Export, error) {
 		switch {
 		case key == "force-compression":
 			x.Pack.Force = v
+		case key == "compat":
+			x.Compat = v
 		case set && !v:
 			return x, fmt.Errorf("%s=false: caches have OCI media types, and are image manifests", key)
 		}

@@ -36,7 +36,13 @@ func (j *job) openCaches() error {
 		from = append(from, remote.Spec{Type: e.GetType(), Attrs: e.GetAttrs()})
 	}
 	for _, e := range j.cacheExports() {
-		to = append(to, remote.Spec{Type: e.GetType(), Attrs: e.GetAttrs()})
+		attrs := map[string]string{"compat": "true"} // what clients look for
+		for k, v := range e.GetAttrs() {
+			if k != "oci-mediatypes" && k != "image-manifest" {
+				attrs[k] = v
+			}
+		}
+		to = append(to, remote.Spec{Type: e.GetType(), Attrs: attrs})
 	}
 	j.caches, err = j.s.o.Caches.Open(j.ctx, here(from, warn), here(to, warn), connect.Store{Layers: j.s.o.Builder.Layers, Packer: j.s.o.Packer}, warn, report)
 	if err != nil {

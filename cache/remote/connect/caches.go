@@ -21,6 +21,7 @@ type Caches struct {
 	To   []*remote.Exporter
 
 	strict []bool
+	marks  []*oci.Repository // to be marked at the end; nil: not
 	warn   func(error)
 }
 
@@ -50,7 +51,7 @@ func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, w
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", spec, err)
 		}
-		all.strict = append(all.strict, x.Strict)
+		all.strict, all.marks = append(all.strict, x.Strict), append(all.marks, nil)
 		if spec.Type == remote.TypeInline {
 			all.To = append(all.To, remote.NewInline(ctx, s.Layers, s.Packer))
 			continue
@@ -58,6 +59,9 @@ func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, w
 		b, err := c.Cache(spec)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", spec, err)
+		}
+		if r, ok := b.(*oci.Repository); ok && x.Compat {
+			all.marks[len(all.marks)-1] = r
 		}
 		all.To = append(all.To, remote.NewExporter(ctx, b, s.Layers, s.Packer, damaged, remote.ExportOptions{Pack: x.Pack, Min: x.Min, Progress: report}))
 	}
@@ -102,6 +106,9 @@ func (c *Caches) Finish(ctx context.Context) error {
 	var errs []error
 	for i, x := range c.To {
 		err := x.Wait()
+		if err == nil && c.marks[i] != nil {
+			err = c.marks[i].Mark(ctx)
+		}
 		switch {
 		case err == nil || ctx.Err() != nil:
 		case c.strict[i]:
