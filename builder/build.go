@@ -51,6 +51,7 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		pulls:      map[layers.ID]*vertex{},
 		blobs:      map[layers.ID]ocispec.Descriptor{},
 		identityOf: map[*vertex]cache.Record{},
+		mounts:     map[string]func(){},
 		renewed:    map[string]bool{},
 	}
 	if r.again > 0 {
@@ -114,6 +115,7 @@ type build struct {
 	minimal, copied map[*vertex]bool // see findMinimal
 
 	mu         sync.Mutex
+	mounts     map[string]func()                // export cache mounts that steps had, by name
 	identityOf map[*vertex]cache.Record         // of results that only memos are known of
 	fresh      map[cache.Key]cache.Record       // made by this build
 	bindings   map[layers.ID]*vertex            // recipe layers of this build's steps

@@ -7,17 +7,20 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path"
 	"path/filepath"
 	"strings"
 	"time"
 
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/strake-build/strake/builder/sandbox"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/progress"
 	"github.com/strake-build/strake/state"
 )
 
@@ -182,6 +185,7 @@ func (e *execution) cacheDir(ctx context.Context, m plan.Mount) (string, error) 
 		if err := e.makeCacheDir(ctx, dir, m, from); err != nil {
 			return "", err
 		}
+		e.exportCacheDir(name, dir)
 		fs := filepath.Join(dir, "fs")
 		if m.Source == "" || m.Source == "/" || len(from) > 0 {
 			return fs, nil
@@ -228,6 +232,51 @@ func (e *execution) lockCacheDir(ctx context.Context, name string, sharing plan.
 	return e.bd.b.Root.Lock(ctx, "cachemount-"+name, sharing == plan.SharingLocked || sharing == plan.SharingPrivate)
 }
 
+// mountName is what the directory of a cache mount is known by in remote caches:
+// machines of other kinds put other things there.
+func (e *execution) mountName(name string) string {
+	return string(hashKey("mount", name, platformKey(e.v.step)))
+}
+
+// restoreCacheDir makes the directory of a cache mount: as a remote cache has it,
+// or empty.
+func (e *execution) restoreCacheDir(ctx context.Context, name, dir string) error {
+	for _, im := range e.bd.r.CacheFrom {
+		r, ok := im.Mount(ctx, e.mountName(name), func(ctx context.Context, origin string, desc ocispec.Descriptor) (io.ReadCloser, error) {
+			return e.bd.b.Registry.Blob(ctx, origin, desc, progress.Discard)
+		})
+		if !ok {
+			continue
+		}
+		err := os.Mkdir(dir, 0o755)
+		if err == nil {
+			err = e.bd.b.Layers.Unpack(ctx, dir, r)
+		}
+		err = errors.Join(err, r.Close())
+		if err == nil || ctx.Err() != nil {
+			return err
+		}
+		e.bd.event(e.v, progress.Event{Kind: progress.Warning, Text: fmt.Sprintf("cache mount begins empty: %v", err)})
+		if err := state.RemoveAll(dir); err != nil {
+			return err
+		}
+	}
+	return os.Mkdir(dir, 0o755)
+}
+
+// exportCacheDir notes that a cache mount goes to the remote caches at the end.
+func (e *execution) exportCacheDir(name, dir string) {
+	e.bd.mu.Lock()
+	defer e.bd.mu.Unlock()
+	e.bd.mounts[name] = func() {
+		for _, x := range e.bd.r.CacheTo {
+			x.Mount(e.mountName(name), filepath.Join(dir, "fs"), func(ctx context.Context) (func(), error) {
+				return e.bd.b.Root.Lock(ctx, "cachemount-"+name, false)
+			})
+		}
+	}
+}
+
 func (e *execution) makeCacheDir(ctx context.Context, dir string, m plan.Mount, from layers.Tree) error {
 	fs := filepath.Join(dir, "fs")
 	if !notExist(fs) {
@@ -245,7 +294,7 @@ func (e *execution) makeCacheDir(ctx context.Context, dir string, m plan.Mount, 
 	}
 	defer os.RemoveAll(tmp)
 	newFS := filepath.Join(tmp, "fs")
-	if err := os.Mkdir(newFS, 0o755); err != nil {
+	if err := e.restoreCacheDir(ctx, filepath.Base(dir), newFS); err != nil {
 		return err
 	}
 	if len(from) > 0 {

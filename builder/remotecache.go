@@ -343,6 +343,9 @@ func (bd *build) bases(rec cache.Record) map[layers.ID]ocispec.Descriptor {
 
 // exportKnown exports what was not made by this build.
 func (bd *build) exportKnown(ctx context.Context) {
+	for _, export := range bd.mounts {
+		export()
+	}
 	for _, x := range bd.r.CacheTo {
 		// What is in the cache that it is written to need not be fetched.
 		elsewhere := slices.DeleteFunc(slices.Clone(bd.r.CacheFrom), func(im *remote.Importer) bool {

@@ -27,6 +27,8 @@ type ExportOptions struct {
 	Pack image.PackOptions
 	// Min: only what the target's layers are made of (mode=min).
 	Min bool
+	// Mounts: the directories of cache mounts, too (mounts=true).
+	Mounts bool
 	// Progress gets the events of one vertex, "exporting cache to …".
 	Progress progress.Func
 }

@@ -24,6 +24,8 @@ type Importer struct {
 	// Patience is how long one answer may take before the cache is passed
 	// over; 0 is 30 seconds.
 	Patience time.Duration
+	// Mounts: directories of cache mounts are asked for, too (mounts=true).
+	Mounts bool
 
 	flights flight.Group[[]byte]
 	slots   chan struct{}

@@ -42,12 +42,12 @@ func (s Spec) String() string {
 // attributes are what a type takes: to say where it is, for --cache-from and
 // --cache-to, then for each alone.
 var attributes = map[string][3][]string{
-	TypeRegistry: {{"ref", "registry.insecure"}, {}, {"oci-mediatypes", "image-manifest", "compat"}},
+	TypeRegistry: {{"ref", "registry.insecure", "mounts"}, {}, {"oci-mediatypes", "image-manifest", "compat"}},
 	TypeInline:   {},
-	TypeLocal:    {{"tag"}, {"src", "digest"}, {"dest", "oci-mediatypes", "image-manifest"}},
-	TypeGHA:      {{"scope", "url", "url_v2", "version", "token", "timeout", "ghtoken", "repository"}, {}, {}},
+	TypeLocal:    {{"tag", "mounts"}, {"src", "digest"}, {"dest", "oci-mediatypes", "image-manifest"}},
+	TypeGHA:      {{"scope", "url", "url_v2", "version", "token", "timeout", "ghtoken", "repository", "mounts"}, {}, {}},
 	TypeS3: {{"bucket", "region", "name", "prefix", "blobs_prefix", "manifests_prefix", "endpoint_url", "use_path_style",
-		"access_key_id", "secret_access_key", "session_token", "upload_parallelism", "touch_refresh"}, {}, {}},
+		"access_key_id", "secret_access_key", "session_token", "upload_parallelism", "touch_refresh", "mounts"}, {}, {}},
 }
 
 // exportAttributes are what every type but inline takes for --cache-to.
@@ -126,6 +126,12 @@ func (s Spec) bool(key string) (value, set bool, err error) {
 	return value, true, err
 }
 
+// Mounts reports whether directories of cache mounts are wanted.
+func (s Spec) Mounts() bool {
+	v, _, err := s.bool("mounts")
+	return v && err == nil
+}
+
 // Export says how to write the cache of a --cache-to flag.
 type Export struct {
 	// Min: only what the target's layers are made of.
@@ -134,6 +140,8 @@ type Export struct {
 	// Strict: a cache that can't be written fails the build. It does not
 	// unless ignore-error=false is said.
 	Strict bool
+	// Mounts: directories of cache mounts go there, too.
+	Mounts bool
 	// Compat: the reference itself gets a manifest of BuildKit's form.
 	Compat bool
 }
@@ -164,7 +172,7 @@ func (s Spec) Export() (Export, error) {
 			return x, fmt.Errorf("compression-level=%s: it is a number", l)
 		}
 	}
-	for _, key := range []string{"force-compression", "compat", "oci-mediatypes", "image-manifest"} {
+	for _, key := range []string{"force-compression", "compat", "mounts", "oci-mediatypes", "image-manifest"} {
 		v, set, err := s.bool(key)
 		if err != nil {
 			return x, err
@@ -172,6 +180,8 @@ func (s Spec) Export() (Export, error) {
 		switch {
 		case key == "force-compression":
 			x.Pack.Force = v
+		case key == "mounts":
+			x.Mounts = v
 		case key == "compat":
 			x.Compat = v
 		case set && !v:

@@ -1,5 +1,7 @@
 package compress
 
+import "io"
+
 // The sizes of segments. A cut is made after minSegment bytes where the hash of
 // the last 64 bytes has cutBits zeros, so that segments have 1.2 MiB on average.
 // The more bytes, the fewer files the cache has; the fewer, the less is
@@ -57,4 +59,36 @@ func (c *cutter) next(p []byte) (n int, cut bool) {
 	c.n += end
 	c.hash = h
 	return end, false
+}
+
+// Cut calls fn for each segment of a stream. Segments end where the content
+// says: streams that have much in common have segments in common. fn must not
+// keep the segment.
+func Cut(r io.Reader, fn func(segment []byte) error) error {
+	var c cutter
+	buf := make([]byte, 128<<10)
+	segment := make([]byte, 0, maxSegment)
+	for {
+		n, err := r.Read(buf)
+		for rest := buf[:n]; len(rest) > 0; {
+			took, cut := c.next(rest)
+			segment = append(segment, rest[:took]...)
+			rest = rest[took:]
+			if cut {
+				if err := fn(segment); err != nil {
+					return err
+				}
+				segment = segment[:0]
+			}
+		}
+		if err == io.EOF {
+			if len(segment) > 0 {
+				return fn(segment)
+			}
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
 }

@@ -361,6 +361,11 @@ func (s *Store) Lose(id layers.ID) error {
 	return err
 }
 
+// Unpack makes files of a tar stream in a directory, as those of layers are made.
+func (s *Store) Unpack(ctx context.Context, dir string, tar io.Reader) error {
+	return layers.Apply(ctx, dir, tar, s.applyOptions)
+}
+
 // lock takes the lock under which layer.json is changed, which is never for
 // long.
 func (s *Store) lock(id layers.ID) (unlock func(), err error) {

@@ -40,7 +40,9 @@ func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, w
 			return nil, fmt.Errorf("%s: %w", spec, err)
 		}
 		for _, b := range backends {
-			all.From = append(all.From, remote.NewImporter(b, s.Layers, warn))
+			im := remote.NewImporter(b, s.Layers, warn)
+			im.Mounts = spec.Mounts()
+			all.From = append(all.From, im)
 		}
 	}
 	damaged := func(k cache.Key) bool {
@@ -63,7 +65,7 @@ func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, w
 		if r, ok := b.(*oci.Repository); ok && x.Compat {
 			all.marks[len(all.marks)-1] = r
 		}
-		all.To = append(all.To, remote.NewExporter(ctx, b, s.Layers, s.Packer, damaged, remote.ExportOptions{Pack: x.Pack, Min: x.Min, Progress: report}))
+		all.To = append(all.To, remote.NewExporter(ctx, b, s.Layers, s.Packer, damaged, remote.ExportOptions{Pack: x.Pack, Min: x.Min, Mounts: x.Mounts, Progress: report}))
 	}
 	return all, nil
 }

@@ -328,7 +328,7 @@ func (s *Service) Put(ctx context.Context, name string, object []byte, blobs []b
 	}
 	return s.write(ctx, objectKey(name), s.version, int64(len(object)), func(context.Context) (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(object)), nil
-	}, damaged)
+	}, damaged || remote.IsMutable(name))
 }
 
 // Blob opens a blob; who reads it verifies it.
