@@ -291,7 +291,7 @@ func (x *run) store(configs [][]byte) error {
 	var stored []image.Image
 	for i, img := range x.images {
 		id := digest.FromBytes(configs[i])
-		stored = append(stored, image.Image{ID: id, Platform: img.Target.Platform, Tree: img.Tree, Pack: x.packOptions(img)})
+		stored = append(stored, image.Image{ID: id, Platform: img.Target.Platform, Tree: img.Tree, Pack: x.packOptions(img), Annotations: x.o.annotations(LevelManifest, &img.Target.Platform)})
 		x.status("writing image %s", id)
 	}
 	if err := x.Images.Put(x.o.Names, stored, configs, ""); err != nil {

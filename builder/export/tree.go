@@ -73,6 +73,14 @@ func overwritten(name string, img Image) error {
 	return fmt.Errorf("%s of %s is there from another platform: leave platform-split=false out", name, platforms.Format(img.Target.Platform))
 }
 
+// suffix tells statements of several platforms in one directory apart.
+func (x *run) suffix(prefix string, img Image) string {
+	if len(x.images) < 2 || prefix != "." {
+		return ""
+	}
+	return platformDir(img.Target.Platform)
+}
+
 // walk yields the entries of a view below path, but not path itself, parents
 // first.
 func walk(ctx context.Context, v *snapshot.View, dir string) iter.Seq2[layers.Entry, error] {
@@ -111,7 +119,7 @@ func (x *run) tar(ctx context.Context) error {
 		var said [][]StatementFile
 		err := x.each(ctx, func(v *snapshot.View, prefix string, img Image) error {
 			views, prefixes = append(views, v), append(prefixes, prefix)
-			files, err := Statements(ctx, v, img, x.o.AttestationPrefix, "")
+			files, err := Statements(ctx, v, img, x.o.AttestationPrefix, x.suffix(prefix, img))
 			said = append(said, files)
 			return err
 		})
@@ -186,7 +194,7 @@ func (x *run) local(ctx context.Context) error {
 			if err != nil {
 				return err
 			}
-			files, err := Statements(ctx, v, img, x.o.AttestationPrefix, "")
+			files, err := Statements(ctx, v, img, x.o.AttestationPrefix, x.suffix(prefix, img))
 			if err == nil {
 				err = x.files(ctx, v, root, img)
 			}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -19,6 +20,7 @@ import (
 	"github.com/strake-build/strake/attest/provenance"
 	"github.com/strake-build/strake/attest/sbom"
 	"github.com/strake-build/strake/builder"
+	"github.com/strake-build/strake/builder/export"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/plan"
@@ -92,6 +94,15 @@ func (o attestOptions) parse() (attest.Request, error) {
 		}
 	}
 	return out, nil
+}
+
+// placeOf refuses attestations that no output can hold.
+func placeOf(asked attest.Request, outputs []export.Output) error {
+	stored := func(o export.Output) bool { return o.Type == export.TypeImage && !o.Push }
+	if len(asked) == 0 || slices.ContainsFunc(outputs, func(o export.Output) bool { return !stored(o) }) {
+		return nil
+	}
+	return usagef("an image of the local store has no place for attestations: add --push, or an output as -o type=oci,dest=app.tar")
 }
 
 // describer makes the attestations of a build's results.
@@ -251,8 +262,8 @@ func gitState(ctx context.Context, dir string) map[string]string {
 // sbom says what is in a result.
 func (d *describer) sbom(ctx context.Context, r builder.Result, params map[string]string) ([]attest.Attestation, error) {
 	created := time.Now()
-	if d.args.Epoch != nil {
-		created = *d.args.Epoch
+	if at := r.Target.Image.Created; at != nil { // SOURCE_DATE_EPOCH
+		created = *at
 	}
 	generator := params["generator"]
 	if generator == "" {

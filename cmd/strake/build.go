@@ -189,6 +189,9 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err != nil {
 		return err
 	}
+	if err := placeOf(asked, outputs); err != nil {
+		return err
+	}
 	question, err := o.question()
 	if err != nil {
 		return err

@@ -124,15 +124,18 @@ func (j *job) attestationsOf(res *result, e entry, img export.Image) ([]attest.A
 
 // builtinSBOM is an SBOM by our own generator.
 func (j *job) builtinSBOM(e entry, img export.Image) (attest.Attestation, error) {
-	b := j.s.o.Builder
-	if len(img.Tree) == 0 {
-		return sbom.Attestation(j.ctx, nil, sbom.Options{Name: e.id, Version: j.s.o.Version})
+	o := sbom.Options{Name: e.id, Version: j.s.o.Version, Created: j.s.now()}
+	if at := img.Target.Image.Created; at != nil {
+		o.Created = *at
 	}
-	v, err := b.Layers.View(j.ctx, img.Tree, img.Sources)
+	if len(img.Tree) == 0 {
+		return sbom.Attestation(j.ctx, nil, o)
+	}
+	v, err := j.s.o.Builder.Layers.View(j.ctx, img.Tree, img.Sources)
 	if err != nil {
 		return attest.Attestation{}, err
 	}
-	return sbom.Attestation(j.ctx, v, sbom.Options{Name: e.id, Version: j.s.o.Version})
+	return sbom.Attestation(j.ctx, v, o)
 }
 
 // read makes statements of what a frontend left.

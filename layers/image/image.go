@@ -28,6 +28,8 @@ type Image struct {
 	Tree     layers.Tree      `json:"tree"`
 	// Pack is how its manifest is made.
 	Pack PackOptions `json:"pack"`
+	// Annotations are those that its manifest gets.
+	Annotations map[string]string `json:"annotations,omitempty"`
 	// Manifest is the digest of the manifest that the image came with, a blob
 	// of the store; empty for images made here.
 	Manifest digest.Digest `json:"manifest,omitempty"`

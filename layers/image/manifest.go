@@ -131,7 +131,7 @@ func (p *Packer) Stored(ctx context.Context, img Image, src snapshot.Sources) (*
 	if err != nil {
 		return nil, fmt.Errorf("configuration of image %s: %w", img.ID, err)
 	}
-	return p.Manifest(ctx, config, img.Tree, img.Pack, nil, src)
+	return p.Manifest(ctx, config, img.Tree, img.Pack, img.Annotations, src)
 }
 
 func (p *Packer) original(img Image, src snapshot.Sources) (*Packed, error) {
