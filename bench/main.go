@@ -228,13 +228,13 @@ func median(s []sample) sample {
 
 // workspace makes a fresh store and context, and what comes before the clock
 // starts. The function returned takes all away.
-func (b *bench) workspace(ctx context.Context, c benchCase, t tool, i int, trace bool) (_ *workspace, clean func(), err error) {
+func (b *bench) workspace(ctx context.Context, c benchCase, t tool, i int, trace bool) (_ *workspace, _ func(), err error) {
 	dir, err := os.MkdirTemp(b.dir, fmt.Sprintf("%s-%s-", c.name, t.name()))
 	if err != nil {
 		return nil, nil, err
 	}
 	undo := []func(){func() { os.RemoveAll(dir) }}
-	clean = func() {
+	clean := func() {
 		for _, f := range slices.Backward(undo) {
 			f()
 		}

@@ -96,7 +96,7 @@ func (r *scripted) take() []string {
 
 // fixture is a builder on a store, and a context.
 type fixture struct {
-	t       *testing.T
+	t       testing.TB
 	b       *builder.Builder
 	runner  *scripted
 	context string
@@ -105,7 +105,7 @@ type fixture struct {
 	events []progress.Event
 }
 
-func newFixture(t *testing.T, files map[string]string) *fixture {
+func newFixture(t testing.TB, files map[string]string) *fixture {
 	t.Helper()
 	root, err := state.Open(filepath.Join(t.TempDir(), "root"))
 	if err != nil {
@@ -118,7 +118,7 @@ func newFixture(t *testing.T, files map[string]string) *fixture {
 	return f
 }
 
-func openBuilder(t *testing.T, root *state.Root, runner sandbox.Runner) *builder.Builder {
+func openBuilder(t testing.TB, root *state.Root, runner sandbox.Runner) *builder.Builder {
 	t.Helper()
 	snapshots, err := snapshot.Open(root, snapshot.Options{Driver: &copydir.Driver{}, RecordOwners: true, UserXattr: true})
 	if err != nil {

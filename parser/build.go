@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"reflect"
 	"slices"
 	"strconv"
 	"time"
@@ -136,23 +137,32 @@ type builder struct {
 // share returns the step made before that is equal to s, or s. An image or
 // directory that several stages use keeps the name that it got first.
 func (b *builder) share(s *plan.Step) *plan.Step {
-	h := sha256.New()
-	h.Write(plan.Canonical(s.Op))
-	fmt.Fprintf(h, "%v%v%v", s.NoCache, s.Internal, s.Platform)
+	k := plan.Canonical(s.Op)
+	k = strconv.AppendBool(k, s.NoCache)
+	k = strconv.AppendBool(k, s.Internal)
+	for _, part := range append([]string{s.Platform.OS, s.Platform.Architecture, s.Platform.Variant, s.Platform.OSVersion}, s.Platform.OSFeatures...) {
+		k = strconv.AppendQuote(k, part)
+	}
+	k = append(k, '|')
 	switch op := s.Op.(type) {
 	case *plan.Image:
-		fmt.Fprintf(h, "%q%q", op.Ref, op.Layout)
+		k = strconv.AppendQuote(strconv.AppendQuote(k, op.Ref), op.Layout)
 	case *plan.Local:
-		fmt.Fprintf(h, "%q", op.Name)
+		k = strconv.AppendQuote(k, op.Name)
 	case *plan.Exec:
-		fmt.Fprintf(h, "%q%q", s.Name, op.BuildArgs)
+		k = strconv.AppendQuote(k, s.Name)
+		for _, a := range op.BuildArgs {
+			k = strconv.AppendQuote(k, a)
+		}
 	default:
-		fmt.Fprintf(h, "%q", s.Name)
+		k = strconv.AppendQuote(k, s.Name)
 	}
 	for _, in := range s.Inputs {
-		fmt.Fprintf(h, "%p.%d", in.Step, in.Output)
+		// Inputs are shared already: equal ones are the same step.
+		k = strconv.AppendUint(append(k, '@'), uint64(reflect.ValueOf(in.Step).Pointer()), 16)
+		k = strconv.AppendInt(append(k, '.'), int64(in.Output), 10)
 	}
-	key := [sha256.Size]byte(h.Sum(nil))
+	key := sha256.Sum256(k)
 	if same, ok := b.steps[key]; ok {
 		return same
 	}

@@ -14,7 +14,6 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"runtime"
 	"strings"
@@ -257,7 +256,7 @@ func join(dir, name string) string {
 }
 
 // open opens a file that is still the one at hand.
-func (d *Dir) open(n *node, p string) (*os.File, error) {
+func (d *Dir) open(n *node, p string) (*file, error) {
 	fd, err := d.openBeneath(p, unix.O_RDONLY|unix.O_NONBLOCK)
 	switch {
 	case errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM):
@@ -267,10 +266,9 @@ func (d *Dir) open(n *node, p string) (*os.File, error) {
 	case err != nil:
 		return nil, &fs.PathError{Op: "open", Path: p, Err: err}
 	}
-	f := os.NewFile(uintptr(fd), path.Base(p))
-	if err := unchanged(f, n.id, p); err != nil {
-		f.Close()
-		return nil, err
+	f := &file{fd}
+	if err := f.unchanged(n.id, p); err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
 	d.opened.Add(1)
 	return f, nil
@@ -319,9 +317,38 @@ func (d *Dir) openByParts(p string, flags int) (int, error) {
 	}
 }
 
-func unchanged(f *os.File, want identity, p string) error {
+// file is an open regular file. An os.File would ask the kernel three times
+// more about each, to find out that it can't be polled.
+type file struct{ fd int }
+
+func (f *file) Read(p []byte) (int, error) {
+	for {
+		n, err := unix.Read(f.fd, p)
+		switch {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return 0, err
+		case n == 0 && len(p) > 0:
+			return 0, io.EOF
+		}
+		return n, nil
+	}
+}
+
+// Close may be called twice.
+func (f *file) Close() error {
+	if f.fd < 0 {
+		return fs.ErrClosed
+	}
+	fd := f.fd
+	f.fd = -1
+	return unix.Close(fd)
+}
+
+func (f *file) unchanged(want identity, p string) error {
 	var sx unix.Statx_t
-	if err := statx(int(f.Fd()), emptyPath, unix.AT_EMPTY_PATH, &sx); err != nil {
+	if err := statx(f.fd, emptyPath, unix.AT_EMPTY_PATH, &sx); err != nil {
 		return &fs.PathError{Op: "stat", Path: p, Err: err}
 	}
 	if sx.Mode&unix.S_IFMT != unix.S_IFREG || identityOf(&sx) != want {
@@ -330,10 +357,11 @@ func unchanged(f *os.File, want identity, p string) error {
 	return nil
 }
 
-// reader reads a file and fails at its end if it changed meanwhile.
+// reader reads a file and fails at its end, before it gives the last bytes, if
+// it changed meanwhile.
 type reader struct {
 	ctx  context.Context
-	f    *os.File
+	f    *file
 	path string
 	id   identity
 	left int64
@@ -343,17 +371,24 @@ func (r *reader) Read(p []byte) (int, error) {
 	if r.ctx.Err() != nil {
 		return 0, context.Cause(r.ctx)
 	}
-	n, err := r.f.Read(p)
-	r.left -= int64(n)
-	if r.left < 0 || err == io.EOF && r.left > 0 {
+	if r.left == 0 {
+		return 0, io.EOF
+	}
+	n, err := r.f.Read(p[:min(int64(len(p)), r.left)])
+	if err == io.EOF {
 		return 0, fmt.Errorf("%s: %w", r.path, ErrChanged)
 	}
-	if err == io.EOF {
-		if err := unchanged(r.f, r.id, r.path); err != nil {
-			return n, err
-		}
+	if err != nil {
+		return n, &fs.PathError{Op: "read", Path: r.path, Err: err}
 	}
-	return n, err
+	if r.left -= int64(n); r.left > 0 || n == 0 {
+		return n, nil
+	}
+	// One that grew has another size now.
+	if err := r.f.unchanged(r.id, r.path); err != nil {
+		return 0, err
+	}
+	return n, io.EOF
 }
 
 func (r *reader) Close() error { return r.f.Close() }

@@ -82,7 +82,7 @@ func (d *Dir) hash(ctx context.Context, n *node, path string) (sum [32]byte, err
 		}
 	}
 	h.Sum(sum[:0])
-	if d.o.Index != nil && d.filesys.settled(int(f.Fd()), n.id, begun) {
+	if d.o.Index != nil && d.filesys.settled(f.fd, n.id, begun) {
 		d.o.Index.learn(record{identity: n.id, sum: sum, capability: n.rare != nil && n.rare.capability != ""})
 	}
 	return sum, nil
