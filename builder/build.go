@@ -75,7 +75,7 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	for i, t := range r.Build.Targets {
 		g.Go(func() error {
-			results[i] = Result{Target: t, Sources: bd.sources(), Fact: bd.fact}
+			results[i] = Result{Target: t, Sources: bd.sources(), Fact: bd.fact, Step: bd.stepOf}
 			if t.Step == nil {
 				return nil
 			}

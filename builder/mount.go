@@ -17,6 +17,7 @@ import (
 
 	"github.com/strake-build/strake/builder/sandbox"
 	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/layers/leak"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/state"
 )
@@ -104,6 +105,10 @@ func (e *execution) secret(ctx context.Context, m plan.Mount) error {
 			return nil
 		}
 		return fmt.Errorf("secret %s: %w", m.ID, err)
+	}
+	e.bd.r.Guard.Add(m.ID, data)
+	if mark := leak.Mark(data); mark != "" {
+		e.given = append(e.given, mark)
 	}
 	if m.Env != "" {
 		e.config.Env = append(e.config.Env, m.Env+"="+string(data))

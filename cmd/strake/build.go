@@ -61,6 +61,7 @@ type buildOptions struct {
 	lockFile      string
 
 	sourceDateEpoch string
+	noLeakGuard     bool
 }
 
 func (o *buildOptions) addFlags(f *pflag.FlagSet) {
@@ -86,6 +87,7 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.secrets, "secret", nil, "a secret for RUN --mount=type=secret: `id=ID,src=FILE` or id=ID,env=NAME")
 	f.StringArrayVar(&o.ssh, "ssh", nil, "an SSH agent for RUN --mount=type=ssh: `default` or ID=SOCKET")
 	f.StringSliceVar(&o.allow, "allow", nil, "permit RUN steps what they ask for: network.host, security.insecure")
+	f.BoolVar(&o.noLeakGuard, "no-leak-guard", false, "don't search the image for the values of secrets, nor keep them out of logs")
 	f.StringVar(&o.sourceDateEpoch, "source-date-epoch", "", "how old the image is: `SECONDS` since 1970, or context, the time of its commit or newest file")
 	f.IntVar(&o.parallel, "parallel", 0, "how many steps run at once (default 16 and two for each processor)")
 	o.registryOptions.addFlags(f)
@@ -192,7 +194,7 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err != nil {
 		return err
 	}
-	secrets, err := parseSecrets(o.secrets, e)
+	secrets, secretIDs, err := parseSecrets(o.secrets, e)
 	if err != nil {
 		return err
 	}
@@ -270,8 +272,9 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err := o.checkAllowed(build); err != nil {
 		return err
 	}
+	guard := o.guard(ctx, secretIDs, secrets)
 	request := builder.Request{
-		Build: build, Locals: in.locals, Secret: secrets, SSH: agents, NoCache: o.noCache, Progress: display.Event, Record: rec.build(),
+		Build: build, Locals: in.locals, Secret: secrets, Guard: guard, SSH: agents, NoCache: o.noCache, Progress: display.Event, Record: rec.build(),
 	}
 	finish, err := caches.open(ctx, s, &request)
 	if err != nil {
@@ -311,6 +314,8 @@ func deliverOnce(ctx context.Context, b *builder.Builder, r builder.Request, x e
 	if err != nil {
 		return nil, err
 	}
+	addCredentials(r.Guard, x.Registry)
+	guard := r.Guard
 	var images []export.Image
 	for _, r := range results {
 		img := export.Image{Target: r.Target, Tree: r.Tree, Sources: r.Sources, Blobs: r.Blobs}
@@ -324,9 +329,10 @@ func deliverOnce(ctx context.Context, b *builder.Builder, r builder.Request, x e
 		if out.Epoch == nil && len(images) > 0 {
 			out.Epoch = images[0].Target.Image.Created
 		}
+		out.Pack.Guard = guard
 		response, err := x.Export(ctx, images, out)
 		if err != nil {
-			return nil, err
+			return nil, leakError(err, results)
 		}
 		for k, v := range response {
 			metadata[k] = v

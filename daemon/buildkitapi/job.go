@@ -27,6 +27,7 @@ import (
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/builder/export"
 	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/layers/leak"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/policy"
@@ -58,6 +59,7 @@ type job struct {
 	req     *controlapi.SolveRequest
 	allow   map[string]bool
 	board   *board
+	guard   *leak.Guard
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -115,7 +117,7 @@ type result struct {
 }
 
 func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job, error) {
-	j := &job{
+	j := &job{guard: &leak.Guard{},
 		s: s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref),
 		allow: map[string]bool{}, refs: map[string]*reference{}, locals: map[string]*local{},
 		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(),
@@ -317,7 +319,7 @@ func (j *job) run(refs []*reference) ([]builder.Result, error) {
 	scope := fmt.Sprintf("run%d/", j.runs)
 	j.mu.Unlock()
 	return j.s.o.Builder.Build(j.ctx, builder.Request{
-		Build: build, Locals: locals, Secret: j.secret, SSH: j.agent, Progress: j.board.event(scope),
+		Build: build, Locals: locals, Secret: j.secret, Guard: j.guard, SSH: j.agent, Progress: j.board.event(scope),
 	})
 }
 

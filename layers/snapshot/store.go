@@ -199,6 +199,9 @@ func (s *Store) load(id layers.ID) (Layer, error) {
 	if err := json.Unmarshal(data, &l); err != nil || l.ID != id {
 		return Layer{}, fmt.Errorf("layer %s: damaged %s: %w", id, layerFile, ErrNotFound)
 	}
+	if l.Spoiled {
+		return Layer{}, fmt.Errorf("layer %s: a secret was found in it: %w", id, ErrNotFound)
+	}
 	l.Dir = l.Dir && isDir(s.path(id, fsDir))
 	if l.Recipe && !l.Dir {
 		_, err := os.Lstat(s.path(id, recipeFile))
@@ -358,6 +361,14 @@ func (s *Store) Lose(id layers.ID) error {
 	if errors.Is(err, ErrNotFound) {
 		err = nil
 	}
+	return err
+}
+
+// Spoil makes a layer one that nobody finds any more. It stays on the disk until
+// the next garbage collection; somebody may have it mounted.
+func (s *Store) Spoil(id layers.ID) error {
+	err := s.Update(id, func(l *Layer) { l.Spoiled = true })
+	s.forget(id)
 	return err
 }
 
