@@ -117,8 +117,9 @@ type result struct {
 }
 
 func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job, error) {
-	j := &job{guard: &leak.Guard{},
-		s: s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref),
+	j := &job{
+		guard: &leak.Guard{},
+		s:     s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref),
 		allow: map[string]bool{}, refs: map[string]*reference{}, locals: map[string]*local{},
 		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(),
 	}
