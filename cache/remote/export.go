@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -128,6 +129,15 @@ func (e *Exporter) write(ctx context.Context, name string, damaged bool, rec cac
 			}
 		}
 		r.Outputs = append(r.Outputs, out)
+	}
+	if e.o.Pack.Guard != nil {
+		raw, err := json.Marshal(r)
+		if err == nil {
+			err = image.CheckJSON(e.o.Pack.Guard, "record of a step in the cache", raw)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	object, err := encode(r)
 	if err != nil {

@@ -12,6 +12,7 @@ import (
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/cache/remote"
+	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/progress"
 	"github.com/strake-build/strake/registry"
 )
@@ -92,6 +93,7 @@ func (c caches) open(ctx context.Context, s *store, r *builder.Request) (finish 
 		damaged := func(k cache.Key) bool {
 			return slices.ContainsFunc(from, func(im *remote.Importer) bool { return im.Damaged(k) })
 		}
+		x.Pack.Guard = r.Guard
 		r.CacheTo = append(r.CacheTo, remote.NewExporter(ctx, b, s.layers, s.packer, damaged, remote.ExportOptions{Pack: x.Pack, Min: x.Min, Progress: r.Progress}))
 		strict = append(strict, x.Strict)
 	}
@@ -102,7 +104,7 @@ func (c caches) open(ctx context.Context, s *store, r *builder.Request) (finish 
 			err := x.Wait()
 			switch {
 			case err == nil || ctx.Err() != nil:
-			case strict[i]:
+			case strict[i] || errors.As(err, new(*image.LeakError)):
 				errs = append(errs, err)
 			default:
 				warn(err)
