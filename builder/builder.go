@@ -89,6 +89,8 @@ type Request struct {
 
 	again   int  // how often it began again, see Builder.Again
 	offline bool // nothing that is only in remote caches counts
+	stored  bool // what is stored is used whatever the plan says
+	verify  bool // see Verify
 
 	Progress progress.Func
 	// Record gets what went into the steps, and what became of them; nil:

@@ -83,6 +83,11 @@ func (e *execution) run(ctx context.Context) ([]layers.Tree, error) {
 	if err := e.prepare(ctx); err != nil {
 		return nil, err
 	}
+	if e.bd.r.verify {
+		if err := e.disordered(); err != nil {
+			return nil, err
+		}
+	}
 	spec, err := sandbox.New(e.config)
 	if err != nil {
 		return nil, err

@@ -165,7 +165,7 @@ func (e *execution) cacheDir(ctx context.Context, m plan.Mount) (string, error) 
 		name := hex.EncodeToString(sum[:16])
 		// As in BuildKit, where a directory with an owner is made by a step of
 		// its own, which runs again. Nobody else may be using the old one.
-		anew := m.Mode != 0 && e.v.noCache && e.bd.anew(name)
+		anew := m.Mode != 0 && e.v.noCache && !e.bd.r.verify && e.bd.anew(name)
 		sharing := m.Sharing
 		if anew {
 			sharing = plan.SharingLocked
