@@ -57,6 +57,9 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 	if r.again > 0 {
 		bd.prefix = fmt.Sprintf("again%d/", r.again)
 	}
+	if r.verify {
+		bd.prefix = "verify/"
+	}
 	if r.offline {
 		bd.r.CacheFrom = nil
 	}
@@ -76,7 +79,7 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 	g, gctx := errgroup.WithContext(ctx)
 	for i, t := range r.Build.Targets {
 		g.Go(func() error {
-			results[i] = Result{Target: t, Sources: bd.sources(), Fact: bd.fact}
+			results[i] = Result{Target: t, Sources: bd.sources(), Fact: bd.fact, Step: bd.stepOf}
 			if t.Step == nil {
 				return nil
 			}
@@ -167,7 +170,7 @@ func (bd *build) add(s *plan.Step) *vertex {
 		return v
 	}
 	v := newVertex(s, "", nil)
-	v.noCache = s.NoCache || bd.r.NoCache
+	v.noCache = (s.NoCache || bd.r.NoCache) && !bd.r.stored
 	for i, in := range s.Inputs {
 		var iv *vertex
 		if in.Step != nil {
@@ -338,6 +341,9 @@ func (bd *build) run(ctx context.Context, v *vertex, key cache.Key) (_ cache.Rec
 		return cache.Record{}, err
 	}
 	rec := cache.Record{Key: key, Outputs: outputs, Made: start.UTC(), Used: start.UTC(), Took: time.Since(start), Why: bd.why(ctx, v)}
+	if bd.r.verify {
+		return rec, nil
+	}
 	if err := bd.b.Cache.Put(rec); err != nil {
 		return cache.Record{}, err
 	}

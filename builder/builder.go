@@ -26,6 +26,7 @@ import (
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/layers/image"
+	"github.com/strake-build/strake/layers/leak"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/progress"
@@ -72,6 +73,9 @@ type Request struct {
 	// Secret returns the value of a secret, and an error if there is none of
 	// that ID; nil: there are none.
 	Secret func(ctx context.Context, id string) ([]byte, error)
+	// Guard is told the secrets that steps are given, and keeps their values
+	// out of what the steps print; nil: nothing is kept out.
+	Guard *leak.Guard
 	// SSH returns the path of the agent socket that an ssh mount shows; nil:
 	// there are none.
 	SSH func(m plan.Mount) (string, error)
@@ -85,6 +89,8 @@ type Request struct {
 
 	again   int  // how often it began again, see Builder.Again
 	offline bool // nothing that is only in remote caches counts
+	stored  bool // what is stored is used whatever the plan says
+	verify  bool // see Verify
 
 	Progress progress.Func
 	// Record gets what went into the steps, and what became of them; nil:
@@ -109,6 +115,9 @@ type Result struct {
 	Sources snapshot.Sources
 	// Blobs are what the manifests of base images name for layers of Tree.
 	Blobs map[layers.ID]ocispec.Descriptor
+	// Step returns the step that made a layer of the tree, nil if that is not
+	// known.
+	Step func(layers.ID) *plan.Step
 	// Fact tells what became of a step that the target needs.
 	Fact func(*plan.Step) Fact
 }

@@ -39,6 +39,7 @@ type execution struct {
 	config  sandbox.Config
 	stubs   []string // paths in the root that only exist as mount points
 	cleanup []func() error
+	given   []string // marks of secrets (leak.Mark)
 }
 
 // exec runs an Exec and returns the trees it made.
@@ -82,15 +83,21 @@ func (e *execution) run(ctx context.Context) ([]layers.Tree, error) {
 	if err := e.prepare(ctx); err != nil {
 		return nil, err
 	}
+	if e.bd.r.verify {
+		if err := e.disordered(); err != nil {
+			return nil, err
+		}
+	}
 	spec, err := sandbox.New(e.config)
 	if err != nil {
 		return nil, err
 	}
 	e.process.Spec = spec
 	log := &tail{}
-	e.process.Stdout = e.log(1, log)
-	e.process.Stderr = e.log(2, log)
+	stdout, stderr := e.bd.r.Guard.Redact(e.log(1, log)), e.bd.r.Guard.Redact(e.log(2, log))
+	e.process.Stdout, e.process.Stderr = stdout, stderr
 	code, err := e.bd.b.Runner.Run(ctx, e.process)
+	_ = errors.Join(stdout.Flush(), stderr.Flush()) // to the log, which never fails
 	if err != nil {
 		return nil, &StepError{Step: e.v.step, Log: log.bytes(), Err: err}
 	}
@@ -105,7 +112,7 @@ func (e *execution) run(ctx context.Context) ([]layers.Tree, error) {
 func (e *execution) commit(ctx context.Context) ([]layers.Tree, error) {
 	outputs := []layers.Tree{e.trees[0]}
 	if !e.op.ReadonlyRoot {
-		id, err := e.root.Commit(ctx, e.stubs)
+		id, err := e.layer(ctx, e.root, e.stubs)
 		if err != nil {
 			return nil, err
 		}
@@ -115,7 +122,7 @@ func (e *execution) commit(ctx context.Context) ([]layers.Tree, error) {
 		if m.Output <= 0 {
 			continue
 		}
-		id, err := e.actives[i].Commit(ctx, nil)
+		id, err := e.layer(ctx, e.actives[i], nil)
 		if err != nil {
 			return nil, err
 		}
@@ -125,6 +132,16 @@ func (e *execution) commit(ctx context.Context) ([]layers.Tree, error) {
 		outputs[m.Output] = appendLayer(e.input(m), id)
 	}
 	return outputs, nil
+}
+
+// layer commits what was written to a file system, and notes which secrets might
+// be in it.
+func (e *execution) layer(ctx context.Context, a *snapshot.Active, stubs []string) (layers.ID, error) {
+	id, err := a.Commit(ctx, stubs)
+	if err != nil || len(e.given) == 0 {
+		return id, err
+	}
+	return id, e.bd.b.Layers.Update(id, func(l *snapshot.Layer) { l.Given = e.given })
 }
 
 func appendLayer(t layers.Tree, id layers.ID) layers.Tree {

@@ -19,6 +19,7 @@ import (
 
 	"github.com/strake-build/strake/builder/sandbox"
 	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/layers/leak"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/progress"
 	"github.com/strake-build/strake/state"
@@ -108,6 +109,10 @@ func (e *execution) secret(ctx context.Context, m plan.Mount) error {
 		}
 		return fmt.Errorf("secret %s: %w", m.ID, err)
 	}
+	e.bd.r.Guard.Add(m.ID, data)
+	if mark := leak.Mark(data); mark != "" {
+		e.given = append(e.given, mark)
+	}
 	if m.Env != "" {
 		e.config.Env = append(e.config.Env, m.Env+"="+string(data))
 	}
@@ -163,7 +168,7 @@ func (e *execution) cacheDir(ctx context.Context, m plan.Mount) (string, error) 
 		name := hex.EncodeToString(sum[:16])
 		// As in BuildKit, where a directory with an owner is made by a step of
 		// its own, which runs again. Nobody else may be using the old one.
-		anew := m.Mode != 0 && e.v.noCache && e.bd.anew(name)
+		anew := m.Mode != 0 && e.v.noCache && !e.bd.r.verify && e.bd.anew(name)
 		sharing := m.Sharing
 		if anew {
 			sharing = plan.SharingLocked

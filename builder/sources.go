@@ -97,6 +97,31 @@ func (bd *build) binding(id layers.ID) *vertex {
 	return bd.bindings[id]
 }
 
+// stepOf is Result.Step: the step whose key has a record with the layer on top.
+func (bd *build) stepOf(id layers.ID) *plan.Step {
+	bd.mu.Lock()
+	order := bd.order
+	bd.mu.Unlock()
+	for _, v := range order {
+		key, ok := v.key.peek()
+		if !ok {
+			continue
+		}
+		bd.mu.Lock()
+		rec, ok := bd.fresh[key]
+		bd.mu.Unlock()
+		if !ok {
+			if rec, ok = bd.b.Cache.Get(key); !ok {
+				continue
+			}
+		}
+		if topLayer(rec) == id {
+			return v.step
+		}
+	}
+	return nil
+}
+
 func topLayer(rec cache.Record) layers.ID {
 	if len(rec.Outputs) == 0 || len(rec.Outputs[0]) == 0 {
 		return ""

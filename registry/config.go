@@ -64,6 +64,30 @@ func (f *configFile) get(ctx context.Context, key string) (credential, error) {
 	return cred, nil
 }
 
+// Credentials calls fn for each password and token that Docker's config.json has
+// as plain text, and for those that credential helpers have given so far, with the
+// registry that it is for. Nobody is asked for any.
+func (c *Client) Credentials(fn func(host, value string)) {
+	f := &c.config
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	tell := func(host string, cred credential) {
+		for _, v := range []string{cred.Password, cred.IdentityToken, cred.RegistryToken} {
+			if v != "" {
+				fn(host, v)
+			}
+		}
+	}
+	if f.load() == nil { // else whoever needs it will say so
+		for host, cred := range f.loaded.AuthConfigs {
+			tell(host, cred)
+		}
+	}
+	for host, cred := range f.cached {
+		tell(host, cred)
+	}
+}
+
 func (f *configFile) load() error {
 	if f.loaded != nil {
 		return nil

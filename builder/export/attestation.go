@@ -90,6 +90,9 @@ func (x *run) attest(ctx context.Context, img Image, packed *image.Packed, alone
 			return nil, err
 		}
 		data, err := json.Marshal(s)
+		if err == nil {
+			err = image.CheckJSON(x.o.Pack.Guard, "attestation "+a.PredicateType, data)
+		}
 		if err != nil {
 			return nil, err
 		}

@@ -12,9 +12,6 @@ import (
 	"github.com/strake-build/strake/layers/image"
 )
 
-// tempPrefix begins the names of what is not finished yet.
-const tempPrefix = ".strake-tmp-"
-
 // archiveFile writes the destination file, or stdout, by fn. The file is left
 // alone if it is the same archive already: nothing grows with what did not
 // change.
@@ -79,7 +76,7 @@ func (x *run) file(fn func(w io.Writer) error) (err error) {
 			return err
 		}
 	}
-	f, err := os.CreateTemp(filepath.Dir(dest), tempPrefix+"*")
+	f, err := temp(filepath.Dir(dest), false)
 	if err != nil {
 		return err
 	}
@@ -115,10 +112,12 @@ func dir(dest string, alone bool, fn func(stage string) error) (err error) {
 		return err
 	}
 	defer root.Close()
-	tmp, err := os.MkdirTemp(dest, tempPrefix+"*")
+	lock, err := temp(dest, true)
 	if err != nil {
 		return err
 	}
+	defer lock.Close()
+	tmp := lock.Name()
 	name := filepath.Base(tmp)
 	defer func() { err = errors.Join(err, removeAll(root, name)) }()
 	if err := fn(tmp); err != nil {

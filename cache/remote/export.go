@@ -2,6 +2,7 @@ package remote
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -159,6 +160,15 @@ func (e *Exporter) record(ctx context.Context, rec cache.Record, identity bool, 
 			}
 		}
 		r.Outputs = append(r.Outputs, out)
+	}
+	if e.o.Pack.Guard != nil {
+		raw, err := json.Marshal(r)
+		if err == nil {
+			err = image.CheckJSON(e.o.Pack.Guard, "record of a step in the cache", raw)
+		}
+		if err != nil {
+			return Record{}, nil, err
+		}
 	}
 	refs := slices.Collect(maps.Values(blobs))
 	slices.SortFunc(refs, func(a, b blob.Ref) int { return strings.Compare(string(a.Desc.Digest), string(b.Desc.Digest)) })

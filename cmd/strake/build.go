@@ -62,6 +62,8 @@ type buildOptions struct {
 	lockFile      string
 
 	sourceDateEpoch string
+	noLeakGuard     bool
+	verify          bool
 }
 
 func (o *buildOptions) addFlags(f *pflag.FlagSet) {
@@ -87,6 +89,8 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&o.secrets, "secret", nil, "a secret for RUN --mount=type=secret: `id=ID,src=FILE` or id=ID,env=NAME")
 	f.StringArrayVar(&o.ssh, "ssh", nil, "an SSH agent for RUN --mount=type=ssh: `default` or ID=SOCKET")
 	f.StringSliceVar(&o.allow, "allow", nil, "permit RUN steps what they ask for: network.host, security.insecure")
+	f.BoolVar(&o.verify, "verify", false, "build again under other conditions before anything is delivered, and fail if a step gives another result")
+	f.BoolVar(&o.noLeakGuard, "no-leak-guard", false, "don't search the image for the values of secrets, nor keep them out of logs")
 	f.StringVar(&o.sourceDateEpoch, "source-date-epoch", "", "how old the image is: `SECONDS` since 1970, or context, the time of its commit or newest file")
 	f.IntVar(&o.parallel, "parallel", 0, "how many steps run at once (default 16 and two for each processor)")
 	o.registryOptions.addFlags(f)
@@ -147,6 +151,7 @@ The image is put into the local store, or delivered as --output and --push say.`
   strake build --cache-from registry.example/app-cache \
     --cache-to type=registry,ref=registry.example/app-cache,mode=max -t app .
   strake build --locked --offline .                      # as Dockerfile.lock says, from the store
+  strake build --verify .                                # is it the same if it is built again?
   strake build --secret id=token,src=token.txt .         # for RUN --mount=type=secret,id=token
   strake build --check .                                 # only check the Dockerfile
   strake build --call outline --target test .            # what it can be given
@@ -196,7 +201,7 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err != nil {
 		return err
 	}
-	secrets, err := parseSecrets(o.secrets, e)
+	secrets, secretIDs, err := parseSecrets(o.secrets, e)
 	if err != nil {
 		return err
 	}
@@ -274,15 +279,16 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err := o.checkAllowed(build); err != nil {
 		return err
 	}
+	guard := o.guard(ctx, secretIDs, secrets)
 	request := builder.Request{
-		Build: build, Locals: in.locals, Secret: secrets, SSH: agents, NoCache: o.noCache, Progress: display.Event, Record: rec.build(),
+		Build: build, Locals: in.locals, Secret: secrets, Guard: guard, SSH: agents, NoCache: o.noCache, Progress: display.Event, Record: rec.build(),
 	}
 	remotes, err := caches.open(ctx, s, &request)
 	if err != nil {
 		return err
 	}
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Registry: s.client, Stdout: e.stdout, Progress: display.Event}
-	metadata, err = deliver(ctx, b, request, x, outputs, describe.attest, remotes.Fields())
+	metadata, err = deliver(ctx, b, request, x, outputs, o.verify, describe.attest, remotes.Fields())
 	// What was done is worth to be kept if the rest failed, too.
 	if ferr := remotes.Finish(ctx); err == nil {
 		err = ferr
@@ -303,20 +309,27 @@ type fieldsFunc = func(context.Context, image.PackOptions) (map[string]json.RawM
 
 // deliver builds and exports. If a remote cache turns out not to have what it
 // should, it begins again.
-func deliver(ctx context.Context, b *builder.Builder, r builder.Request, x export.Exporter, outputs []export.Output, attest attestFunc, fields fieldsFunc) (map[string]any, error) {
+func deliver(ctx context.Context, b *builder.Builder, r builder.Request, x export.Exporter, outputs []export.Output, verify bool, attest attestFunc, fields fieldsFunc) (map[string]any, error) {
 	for {
-		metadata, err := deliverOnce(ctx, b, r, x, outputs, attest, fields)
+		metadata, err := deliverOnce(ctx, b, r, x, outputs, verify, attest, fields)
 		if err == nil || ctx.Err() != nil || !b.Again(&r, err) {
 			return metadata, err
 		}
 	}
 }
 
-func deliverOnce(ctx context.Context, b *builder.Builder, r builder.Request, x export.Exporter, outputs []export.Output, attest attestFunc, fields fieldsFunc) (map[string]any, error) {
+func deliverOnce(ctx context.Context, b *builder.Builder, r builder.Request, x export.Exporter, outputs []export.Output, verify bool, attest attestFunc, fields fieldsFunc) (map[string]any, error) {
 	results, err := b.Build(ctx, r)
 	if err != nil {
 		return nil, err
 	}
+	if verify {
+		if err := verified(b.Verify(ctx, r)); err != nil {
+			return nil, err
+		}
+	}
+	addCredentials(r.Guard, x.Registry)
+	guard := r.Guard
 	var images []export.Image
 	for _, r := range results {
 		img := export.Image{Target: r.Target, Tree: r.Tree, Sources: r.Sources, Blobs: r.Blobs, Fields: fields}
@@ -330,9 +343,10 @@ func deliverOnce(ctx context.Context, b *builder.Builder, r builder.Request, x e
 		if out.Epoch == nil && len(images) > 0 {
 			out.Epoch = images[0].Target.Image.Created
 		}
+		out.Pack.Guard = guard
 		response, err := x.Export(ctx, images, out)
 		if err != nil {
-			return nil, err
+			return nil, leakError(err, results)
 		}
 		for k, v := range response {
 			metadata[k] = v

@@ -68,7 +68,7 @@ func (c caches) open(ctx context.Context, s *store, r *builder.Request) (*connec
 	warn := func(err error) {
 		r.Progress(progress.Event{Time: time.Now(), Kind: progress.Warning, Text: err.Error()})
 	}
-	all, err := s.connector.Open(ctx, c.from, c.to, connect.Store{Layers: s.layers, Packer: s.packer}, warn, r.Progress)
+	all, err := s.connector.Open(ctx, c.from, c.to, connect.Store{Layers: s.layers, Packer: s.packer, Guard: r.Guard}, warn, r.Progress)
 	if err != nil {
 		return nil, usageError{err}
 	}

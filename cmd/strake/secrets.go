@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"strings"
+	"sync"
 
 	"github.com/tonistiigi/go-csvvalue"
 
@@ -16,22 +17,22 @@ import (
 // maxSecret is how large a secret may be, as in BuildKit.
 const maxSecret = 500 << 10
 
-// parseSecrets parses --secret flags. The values are read when a step wants
-// them.
-func parseSecrets(values []string, e *env) (func(context.Context, string) ([]byte, error), error) {
+// parseSecrets parses --secret flags. The values are read once, when somebody
+// first wants them.
+func parseSecrets(values []string, e *env) (get func(context.Context, string) ([]byte, error), ids []string, err error) {
 	type place struct{ file, env string }
 	secrets := map[string]place{}
 	for _, v := range values {
 		fields, err := csvvalue.Fields(v, nil)
 		if err != nil {
-			return nil, usagef("--secret %s: %w", v, err)
+			return nil, nil, usagef("--secret %s: %w", v, err)
 		}
 		var id, typ string
 		var p place
 		for _, f := range fields {
 			key, value, ok := strings.Cut(f, "=")
 			if !ok {
-				return nil, usagef("--secret %s: %q is not of the form key=value", v, f)
+				return nil, nil, usagef("--secret %s: %q is not of the form key=value", v, f)
 			}
 			switch strings.ToLower(key) {
 			case "id":
@@ -43,16 +44,16 @@ func parseSecrets(values []string, e *env) (func(context.Context, string) ([]byt
 			case "env":
 				p.env = value
 			default:
-				return nil, usagef("--secret %s: %s is not one of id, src, env, type", v, key)
+				return nil, nil, usagef("--secret %s: %s is not one of id, src, env, type", v, key)
 			}
 		}
 		switch {
 		case id == "":
-			return nil, usagef("--secret %s: id= is missing", v)
+			return nil, nil, usagef("--secret %s: id= is missing", v)
 		case typ != "" && typ != "file" && typ != "env":
-			return nil, usagef("--secret %s: type is file or env", v)
+			return nil, nil, usagef("--secret %s: type is file or env", v)
 		case p.file != "" && p.env != "":
-			return nil, usagef("--secret %s: src and env are both given", v)
+			return nil, nil, usagef("--secret %s: src and env are both given", v)
 		case typ == "env" && p.env == "":
 			// "type=env,src=NAME" is the other way to say it, and the ID the
 			// name where there is no other.
@@ -71,11 +72,16 @@ func parseSecrets(values []string, e *env) (func(context.Context, string) ([]byt
 		}
 		if p.file != "" {
 			if _, err := os.Stat(p.file); err != nil {
-				return nil, fmt.Errorf("--secret %s: %w", v, err)
+				return nil, nil, fmt.Errorf("--secret %s: %w", v, err)
 			}
+		}
+		if _, again := secrets[id]; !again {
+			ids = append(ids, id)
 		}
 		secrets[id] = p
 	}
+	var mu sync.Mutex
+	read := map[string][]byte{}
 	return func(_ context.Context, id string) ([]byte, error) {
 		p, ok := secrets[id]
 		if !ok {
@@ -83,6 +89,11 @@ func parseSecrets(values []string, e *env) (func(context.Context, string) ([]byt
 		}
 		if p.env != "" {
 			return []byte(e.getenv(p.env)), nil
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if data, ok := read[id]; ok {
+			return data, nil
 		}
 		f, err := os.Open(p.file)
 		if err != nil {
@@ -96,8 +107,9 @@ func parseSecrets(values []string, e *env) (func(context.Context, string) ([]byt
 		if len(data) > maxSecret {
 			return nil, fmt.Errorf("secret %q: larger than %d KiB", id, maxSecret>>10)
 		}
+		read[id] = data // it may be a pipe
 		return data, nil
-	}, nil
+	}, ids, nil
 }
 
 // missingSecret is an fs.ErrNotExist.

@@ -167,7 +167,7 @@ func TestParseSecrets(t *testing.T) {
 		"id":                         "ERROR key=value",
 	} {
 		var got string
-		secret, err := parseSecrets([]string{flag}, e)
+		secret, _, err := parseSecrets([]string{flag}, e)
 		if err == nil {
 			var b []byte
 			b, err = secret(t.Context(), "x")
@@ -181,7 +181,7 @@ func TestParseSecrets(t *testing.T) {
 			t.Errorf("%s: %q, %v; want %q", flag, got, err, want)
 		}
 	}
-	secret, err := parseSecrets([]string{"id=id2"}, e)
+	secret, _, err := parseSecrets([]string{"id=id2"}, e)
 	if err != nil {
 		t.Fatal(err)
 	}

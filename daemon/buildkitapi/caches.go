@@ -44,7 +44,7 @@ func (j *job) openCaches() error {
 		}
 		to = append(to, remote.Spec{Type: e.GetType(), Attrs: attrs})
 	}
-	j.caches, err = j.s.o.Caches.Open(j.ctx, here(from, warn), here(to, warn), connect.Store{Layers: j.s.o.Builder.Layers, Packer: j.s.o.Packer}, warn, report)
+	j.caches, err = j.s.o.Caches.Open(j.ctx, here(from, warn), here(to, warn), connect.Store{Layers: j.s.o.Builder.Layers, Packer: j.s.o.Packer, Guard: j.guard}, warn, report)
 	if err != nil {
 		j.caches = &connect.Caches{}
 		return err

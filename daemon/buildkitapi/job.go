@@ -28,6 +28,7 @@ import (
 	"github.com/strake-build/strake/builder/export"
 	"github.com/strake-build/strake/cache/remote/connect"
 	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/layers/leak"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/policy"
@@ -59,6 +60,7 @@ type job struct {
 	req     *controlapi.SolveRequest
 	allow   map[string]bool
 	board   *board
+	guard   *leak.Guard
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -120,7 +122,8 @@ type result struct {
 
 func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job, error) {
 	j := &job{
-		s: s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref), caches: &connect.Caches{},
+		guard: &leak.Guard{},
+		s:     s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref), caches: &connect.Caches{},
 		allow: map[string]bool{}, refs: map[string]*reference{}, locals: map[string]*local{},
 		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(),
 	}
@@ -321,7 +324,7 @@ func (j *job) run(refs []*reference) ([]builder.Result, error) {
 	scope := fmt.Sprintf("run%d/", j.runs)
 	j.mu.Unlock()
 	request := j.builderRequest()
-	request.Build, request.Locals, request.Secret, request.SSH, request.Progress = build, locals, j.secret, j.agent, j.board.event(scope)
+	request.Build, request.Locals, request.Secret, request.Guard, request.SSH, request.Progress = build, locals, j.secret, j.guard, j.agent, j.board.event(scope)
 	return j.s.o.Builder.Build(j.ctx, request)
 }
 

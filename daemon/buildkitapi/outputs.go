@@ -226,6 +226,7 @@ func (j *job) export(res *result, outputs []output) (map[string]string, error) {
 
 func (j *job) deliver(res *result, images []export.Image, o output) (map[string]any, error) {
 	b := j.s.o.Builder
+	o.Pack.Guard = j.guard
 	x := export.Exporter{Packer: j.s.o.Packer, Images: b.Images, Layers: b.Layers, Registry: b.Registry, Progress: j.board.event("")}
 	switch o.Type {
 	case export.TypeImage:

@@ -30,11 +30,13 @@
 //	spoil PERCENT DIR         remove or damage blobs, as those of the registry in $VAR_BLOBS
 //
 // Conditions: [root], [userns] (an ordinary user may make user namespaces),
-// [sandbox] (processes can be run: root), [busybox].
+// [sandbox] (processes can be run: root), [busybox], [static] (strake needs no
+// dynamic loader, and can run in any root).
 package scripttest
 
 import (
 	"bytes"
+	"debug/elf"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -117,6 +119,8 @@ func leaks(dir string) (found []string) {
 
 func condition(cond string) (bool, error) {
 	switch cond {
+	case "static":
+		return isStatic(), nil
 	case "root", "sandbox":
 		return os.Getuid() == 0, nil
 	case "busybox":
@@ -139,4 +143,20 @@ func one(ts *testscript.TestScript, neg bool, args []string, usage string) {
 	if neg || len(args) != len(strings.Fields(usage))-1 {
 		ts.Fatalf("usage: %s", usage)
 	}
+}
+
+// isStatic reports whether this program, which is strake, too, is linked
+// statically.
+func isStatic() bool {
+	f, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return false
+		}
+	}
+	return true
 }

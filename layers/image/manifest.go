@@ -46,7 +46,7 @@ func (p *Packer) Config(ctx context.Context, img dockerspec.DockerOCIImage, t la
 	if err != nil {
 		return nil, err
 	}
-	return completeConfig(img, diffIDs, created, o.Fields)
+	return guardedConfig(img, diffIDs, created, o)
 }
 
 // Build is Config and Manifest in one, with one pass over each layer.
@@ -55,7 +55,7 @@ func (p *Packer) Build(ctx context.Context, img dockerspec.DockerOCIImage, t lay
 	if err != nil {
 		return nil, err
 	}
-	config, err := completeConfig(img, diffIDs, created, o.Fields)
+	config, err := guardedConfig(img, diffIDs, created, o)
 	if err != nil {
 		return nil, err
 	}
@@ -104,6 +104,9 @@ func (p *Packer) manifest(config []byte, refs []blob.Ref, o PackOptions, annotat
 	}
 	raw, err := json.MarshalIndent(m, "", "  ")
 	if err != nil {
+		return nil, err
+	}
+	if err := CheckJSON(o.Guard, "manifest", raw); err != nil {
 		return nil, err
 	}
 	return &Packed{
@@ -213,6 +216,14 @@ func Index(images []*Packed, docker bool, annotations map[string]string) (ocispe
 		return ocispec.Descriptor{}, nil, err
 	}
 	return ocispec.Descriptor{MediaType: x.MediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}, raw, nil
+}
+
+func guardedConfig(img dockerspec.DockerOCIImage, diffIDs []digest.Digest, created time.Time, o PackOptions) ([]byte, error) {
+	raw, err := completeConfig(img, diffIDs, created, o.Fields)
+	if err != nil {
+		return nil, err
+	}
+	return raw, CheckJSON(o.Guard, "image configuration", raw)
 }
 
 // completeConfig fills in what only the finished image knows.

@@ -24,6 +24,7 @@ import (
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/layers/compress"
+	"github.com/strake-build/strake/layers/leak"
 	"github.com/strake-build/strake/layers/snapshot"
 )
 
@@ -61,6 +62,10 @@ type PackOptions struct {
 	Blobs map[layers.ID]ocispec.Descriptor `json:"blobs,omitempty"`
 	// Fields are more fields of the configuration, in JSON.
 	Fields map[string]json.RawMessage `json:"-"`
+	// Guard knows the secrets that must not be in layers made here, nor in
+	// configurations and manifests: a LeakError tells of one. nil: nothing is
+	// searched.
+	Guard *leak.Guard `json:"-"`
 }
 
 func (o PackOptions) algorithm() compress.Algorithm {
@@ -112,6 +117,7 @@ func (o PackOptions) tar() layers.TarOptions {
 type packed struct {
 	desc   ocispec.Descriptor
 	diffID digest.Digest
+	marks  []string      // of values that it was searched for
 	tar    digest.Digest // of the stream that was packed: the diffID, but for an indexed layer
 }
 
@@ -151,21 +157,36 @@ func (p *Packer) DiffID(ctx context.Context, id layers.ID, o PackOptions, src sn
 	if pulled(l) {
 		return l.DiffID, nil
 	}
+	marks, err := unsearched(l, o.Guard)
+	if err != nil {
+		return "", err
+	}
 	if d := known(l, o.times()).DiffID; d != "" {
 		if l.Dir || slices.ContainsFunc(known(l, o.times()).Blobs, func(b ocispec.Descriptor) bool { return p.reachable(l, b) }) {
-			return d, nil
+			if len(marks) > 0 {
+				err = p.search(ctx, l, o, src, marks)
+			}
+			return d, err
 		}
 	}
 	if l.Recipe && !l.Dir {
 		_, d, err := p.Pack(ctx, id, o, src)
 		return d, err
 	}
-	done, err := p.flights.Do(ctx, "diff\x00"+string(id)+"\x00"+o.times(), func(ctx context.Context) (packed, error) {
+	key := strings.Join(append([]string{"diff", string(id), o.times()}, marks...), "\x00")
+	done, err := p.flights.Do(ctx, key, func(ctx context.Context) (packed, error) {
 		h := sha256.New()
-		if err := p.writeTar(ctx, id, o, src, h); err != nil {
+		w, s := io.Writer(h), searchFor(o, marks)
+		if s != nil {
+			w = io.MultiWriter(h, s)
+		}
+		if err := p.writeTar(ctx, id, o, src, w); err != nil {
 			return packed{}, err
 		}
-		done := packed{diffID: digest.NewDigest(digest.SHA256, h)}
+		if err := p.judge(ctx, id, o, src, s); err != nil {
+			return packed{}, err
+		}
+		done := packed{diffID: digest.NewDigest(digest.SHA256, h), marks: marks}
 		return done, p.remember(id, o.times(), done)
 	})
 	if err != nil {
@@ -187,29 +208,52 @@ func (p *Packer) Pack(ctx context.Context, id layers.ID, o PackOptions, src snap
 	if pulled(l) {
 		variant = PackOptions{Level: o.Level, Compression: o.Compression}.variant()
 	}
+	marks, err := unsearched(l, o.Guard)
+	if err != nil {
+		return blob.Ref{}, "", err
+	}
 	if desc, ok := p.choose(l, o, variant); ok {
+		if len(marks) > 0 {
+			if err := p.search(ctx, l, o, src, marks); err != nil {
+				return blob.Ref{}, "", err
+			}
+		}
 		diffID, k := l.DiffID, known(l, variant)
 		if !pulled(l) || o.indexed() && hasBlob(k.Blobs, desc.Digest) {
 			diffID = k.DiffID
 		}
 		return p.ref(l, desc, o, src), diffID, nil
 	}
-	key := strings.Join([]string{"pack", string(id), variant, string(o.algorithm())}, "\x00")
+	key := strings.Join(append([]string{"pack", string(id), variant, string(o.algorithm())}, marks...), "\x00")
 	done, err := p.flights.Do(ctx, key, func(ctx context.Context) (packed, error) {
 		l, err := p.Layers.Layer(id)
 		if err != nil {
 			return packed{}, err
 		}
-		done, err := p.make(ctx, l, o, src)
+		s := searchFor(o, marks)
+		done, err := p.make(ctx, l, o, src, s)
+		if err == nil {
+			err = p.judge(ctx, id, o, src, s)
+		}
 		if err != nil {
 			return packed{}, err
 		}
+		done.marks = marks
 		return done, p.remember(id, variant, done)
 	})
 	if err != nil {
 		return blob.Ref{}, "", fmt.Errorf("pack layer %s: %w", id, err)
 	}
 	return p.ref(l, done.desc, o, src), done.diffID, nil
+}
+
+// searchFor returns what looks for values in a layer that is packed now; nil if
+// there are none.
+func searchFor(o PackOptions, marks []string) *leak.Search {
+	if len(marks) == 0 {
+		return nil
+	}
+	return o.Guard.Search()
 }
 
 // choose returns the blob that serves for o, if there is one.
@@ -254,7 +298,7 @@ func (p *Packer) choose(l snapshot.Layer, o PackOptions, variant string) (ocispe
 }
 
 // make packs a layer: from one of its blobs, or from its files.
-func (p *Packer) make(ctx context.Context, l snapshot.Layer, o PackOptions, src snapshot.Sources) (packed, error) {
+func (p *Packer) make(ctx context.Context, l snapshot.Layer, o PackOptions, src snapshot.Sources, s *leak.Search) (packed, error) {
 	from := known(l, o.times())
 	if pulled(l) {
 		from = known(l, "")
@@ -263,13 +307,13 @@ func (p *Packer) make(ctx context.Context, l snapshot.Layer, o PackOptions, src 
 	// One that is here before one that must be fetched.
 	slices.SortStableFunc(blobs, func(a, b ocispec.Descriptor) int { return order(p.have(b)) - order(p.have(a)) })
 	if len(blobs) > 0 && (p.reachable(l, blobs[0]) || pulled(l)) {
-		done, err := p.compress(ctx, o, func(w io.Writer) error { return p.writeBlob(ctx, l, blobs[0], src, w) })
-		if err == nil && done.tar != from.DiffID {
+		done, err := p.compress(ctx, o, s, func(w io.Writer) error { return p.writeBlob(ctx, l, blobs[0], src, w) })
+		if err == nil && done.tar != from.DiffID && done.tar != "" {
 			return packed{}, fmt.Errorf("blob %s has the diffID %s instead of %s", blobs[0].Digest, done.tar, from.DiffID)
 		}
 		return done, err
 	}
-	return p.compress(ctx, o, func(w io.Writer) error { return p.writeTar(ctx, l.ID, o, src, w) })
+	return p.compress(ctx, o, s, func(w io.Writer) error { return p.writeTar(ctx, l.ID, o, src, w) })
 }
 
 func order(b bool) int {
@@ -279,8 +323,8 @@ func order(b bool) int {
 	return 0
 }
 
-// compress makes a blob of the tar stream that write writes.
-func (p *Packer) compress(ctx context.Context, o PackOptions, write func(io.Writer) error) (packed, error) {
+// compress makes a blob of the tar stream that write writes, and shows it to s.
+func (p *Packer) compress(ctx context.Context, o PackOptions, s *leak.Search, write func(io.Writer) error) (packed, error) {
 	w, err := p.Blobs.Create()
 	if err != nil {
 		return packed{}, err
@@ -291,7 +335,11 @@ func (p *Packer) compress(ctx context.Context, o PackOptions, write func(io.Writ
 	if err != nil {
 		return packed{}, err
 	}
-	buffered := bufio.NewWriterSize(io.MultiWriter(h, c), 128<<10)
+	to := []io.Writer{h, c}
+	if s != nil {
+		to = append(to, s)
+	}
+	buffered := bufio.NewWriterSize(io.MultiWriter(to...), 128<<10)
 	err = write(buffered)
 	if err == nil {
 		err = buffered.Flush()
@@ -304,6 +352,9 @@ func (p *Packer) compress(ctx context.Context, o PackOptions, write func(io.Writ
 	}
 	if ctx.Err() != nil {
 		return packed{}, context.Cause(ctx)
+	}
+	if _, found := s.Found(); found {
+		return packed{}, nil // not to be kept
 	}
 	d, size, err := w.Commit()
 	if err != nil {
@@ -367,6 +418,7 @@ func (p *Packer) remember(id layers.ID, variant string, done packed) error {
 			return
 		}
 		k.DiffID = done.diffID
+		l.AddSearched(done.marks)
 		if done.desc.Digest != "" && !hasBlob(k.Blobs, done.desc.Digest) {
 			k.Blobs = append(k.Blobs, done.desc)
 		}

@@ -14,6 +14,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -50,8 +51,24 @@ type Layer struct {
 	// image makes the keys.
 	Variants map[string]Packed `json:"variants,omitempty"`
 
+	// Given are marks (leak.Mark) of the secrets that the step which made the
+	// layer was given, and Searched of those that it was searched for.
+	Given    []string `json:"given,omitempty"`
+	Searched []string `json:"searched,omitempty"`
+	// Spoiled: a secret was found in it. It is as if it were not there.
+	Spoiled bool `json:"spoiled,omitempty"`
+
 	Size    int64     `json:"size,omitempty"` // bytes of content, where known
 	Created time.Time `json:"created"`
+}
+
+// AddSearched adds marks to those that the layer was searched for.
+func (l *Layer) AddSearched(marks []string) {
+	for _, m := range marks {
+		if !slices.Contains(l.Searched, m) {
+			l.Searched = append(l.Searched, m)
+		}
+	}
 }
 
 // Packed is one way in which a layer was packed (see Layer.Variants).

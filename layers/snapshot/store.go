@@ -199,6 +199,9 @@ func (s *Store) load(id layers.ID) (Layer, error) {
 	if err := json.Unmarshal(data, &l); err != nil || l.ID != id {
 		return Layer{}, fmt.Errorf("layer %s: damaged %s: %w", id, layerFile, ErrNotFound)
 	}
+	if l.Spoiled {
+		return Layer{}, fmt.Errorf("layer %s: a secret was found in it: %w", id, ErrNotFound)
+	}
 	l.Dir = l.Dir && isDir(s.path(id, fsDir))
 	if l.Recipe && !l.Dir {
 		_, err := os.Lstat(s.path(id, recipeFile))
@@ -364,6 +367,14 @@ func (s *Store) Lose(id layers.ID) error {
 // Unpack makes files of a tar stream in a directory, as those of layers are made.
 func (s *Store) Unpack(ctx context.Context, dir string, tar io.Reader) error {
 	return layers.Apply(ctx, dir, tar, s.applyOptions)
+}
+
+// Spoil makes a layer one that nobody finds any more. It stays on the disk until
+// the next garbage collection; somebody may have it mounted.
+func (s *Store) Spoil(id layers.ID) error {
+	err := s.Update(id, func(l *Layer) { l.Spoiled = true })
+	s.forget(id)
+	return err
 }
 
 // lock takes the lock under which layer.json is changed, which is never for

@@ -11,6 +11,7 @@ import (
 	"github.com/strake-build/strake/cache/remote"
 	"github.com/strake-build/strake/cache/remote/oci"
 	"github.com/strake-build/strake/layers/image"
+	"github.com/strake-build/strake/layers/leak"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/progress"
 )
@@ -29,6 +30,7 @@ type Caches struct {
 type Store struct {
 	Layers *snapshot.Store
 	Packer *image.Packer
+	Guard  *leak.Guard // knows what must not be written
 }
 
 // Open opens caches. warn is told of those that fail.
@@ -65,6 +67,7 @@ func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, w
 		if r, ok := b.(*oci.Repository); ok && x.Compat {
 			all.marks[len(all.marks)-1] = r
 		}
+		x.Pack.Guard = s.Guard
 		all.To = append(all.To, remote.NewExporter(ctx, b, s.Layers, s.Packer, damaged, remote.ExportOptions{Pack: x.Pack, Min: x.Min, Mounts: x.Mounts, Progress: report}))
 	}
 	return all, nil
@@ -113,7 +116,7 @@ func (c *Caches) Finish(ctx context.Context) error {
 		}
 		switch {
 		case err == nil || ctx.Err() != nil:
-		case c.strict[i]:
+		case c.strict[i] || errors.As(err, new(*image.LeakError)):
 			errs = append(errs, err)
 		default:
 			c.warn(err)

@@ -1,0 +1,151 @@
+package leak
+
+import (
+	"encoding/binary"
+	"slices"
+	"strings"
+)
+
+// index finds patterns. Of the text only every stride-th group of four bytes is
+// looked at. The stride is so that one of those lies in any occurrence of any
+// pattern, among its first stride+3 bytes. Most groups are in no pattern, which
+// a table of bits tells; the others are compared. It is the more worth the longer
+// the patterns are.
+type index struct {
+	stride  int
+	longest int
+	bits    [1 << 10]uint64
+	groups  map[uint32][]place
+	all     []pattern
+}
+
+// place is where a group is in a pattern.
+type place struct {
+	p  *pattern
+	at int
+}
+
+const (
+	groupLen  = 4
+	maxStride = 32
+)
+
+func newIndex(values map[string]string) *index {
+	var all []pattern
+	for v, name := range values {
+		all = append(all, patterns(name, v)...)
+	}
+	// Which of several is told must not be chance.
+	slices.SortFunc(all, func(a, b pattern) int {
+		return strings.Compare(a.secret+"\x00"+a.text, b.secret+"\x00"+b.text)
+	})
+	x := &index{stride: maxStride, groups: map[uint32][]place{}, all: all}
+	for _, p := range all {
+		x.stride = min(x.stride, len(p.text)-groupLen+1)
+		x.longest = max(x.longest, len(p.text))
+	}
+	for i := range all {
+		p := &all[i]
+		for at := range x.stride {
+			g := binary.LittleEndian.Uint32([]byte(p.text[at:]))
+			x.groups[g] = append(x.groups[g], place{p, at})
+			h := slot(g)
+			x.bits[h>>6] |= 1 << (h & 63)
+		}
+	}
+	return x
+}
+
+func slot(g uint32) uint32 { return g * 0x9e3779b1 >> 16 }
+
+// find returns the first pattern in b.
+func (x *index) find(b []byte) (Match, bool) {
+	stride := x.stride
+	for i := 0; i+groupLen <= len(b); i += stride {
+		g := binary.LittleEndian.Uint32(b[i:])
+		h := slot(g)
+		if x.bits[h>>6]>>(h&63)&1 == 0 {
+			continue
+		}
+		if m, ok := x.at(b, i, g); ok {
+			return m, true
+		}
+	}
+	return Match{}, false
+}
+
+// at looks for a pattern that has the group g at b[i].
+func (x *index) at(b []byte, i int, g uint32) (Match, bool) {
+	for _, pl := range x.groups[g] {
+		start := i - pl.at
+		end := start + len(pl.p.text)
+		if start >= 0 && end <= len(b) && string(b[start:end]) == pl.p.text {
+			return Match{Secret: pl.p.secret, Form: pl.p.form, Offset: int64(start), Length: len(pl.p.text)}, true
+		}
+	}
+	return Match{}, false
+}
+
+// Search searches what is written to it. The values are those that the Guard
+// knows when it is made.
+type Search struct {
+	x     *index
+	tail  []byte // the end of what was written, as long as a pattern may be
+	n     int64  // bytes written
+	match Match
+	found bool
+}
+
+// Search returns a new Search; nil if the Guard knows no values.
+func (g *Guard) Search() *Search {
+	x := g.compiled()
+	if x == nil {
+		return nil
+	}
+	return &Search{x: x}
+}
+
+// Write never fails.
+func (s *Search) Write(p []byte) (int, error) {
+	n := len(p)
+	if s.found {
+		return n, nil
+	}
+	keep := s.x.longest - 1
+	if len(s.tail) > 0 {
+		// What began before p.
+		old := len(s.tail)
+		s.tail = append(s.tail, p[:min(len(p), keep)]...)
+		s.note(s.tail, s.n-int64(old))
+		s.tail = s.tail[:old]
+	}
+	s.note(p, s.n)
+	if len(p) >= keep {
+		s.tail = append(s.tail[:0], p[len(p)-keep:]...)
+	} else {
+		s.tail = append(s.tail, p...)
+		if over := len(s.tail) - keep; over > 0 {
+			s.tail = append(s.tail[:0], s.tail[over:]...)
+		}
+	}
+	s.n += int64(n)
+	return n, nil
+}
+
+func (s *Search) note(b []byte, offset int64) {
+	if s.found {
+		return
+	}
+	if m, ok := s.x.find(b); ok {
+		m.Offset += offset
+		s.match, s.found = m, true
+	}
+}
+
+// Found returns the first value that was found.
+func (s *Search) Found() (Match, bool) {
+	if s == nil {
+		return Match{}, false
+	}
+	return s.match, s.found
+}
