@@ -131,7 +131,7 @@ func (bd *build) identities(ctx context.Context, v *vertex) ([]string, error) {
 
 // why says what went into the key of a vertex.
 func (bd *build) why(ctx context.Context, v *vertex) cache.Why {
-	w := cache.Why{Name: v.step.Name, Op: string(plan.Canonical(v.step.Op)), Platform: platformKey(v.step)}
+	w := cache.Why{Name: v.step.Name, Op: plan.Redact(string(plan.Canonical(v.step.Op))), Platform: platformKey(v.step)}
 	w.Inputs, _ = bd.identities(ctx, v) // known, or there would be no key
 	if op, ok := v.step.Op.(*plan.Exec); ok {
 		w.Args = op.BuildArgs

@@ -70,10 +70,10 @@ func (t *target) epochAdd(add *instructions.AddCommand) (*plan.Step, error) {
 	}
 	src := word.Result
 	if g, ok, err := parseGit(src); ok {
-		return &plan.Step{Op: &g.op, Name: "[internal] load git source " + src, Internal: true}, err
+		return &plan.Step{Op: &g.op, Name: "[internal] load git source " + plan.Redact(src), Internal: true}, err
 	}
 	if !isURL(src) {
 		return nil, errors.New("SOURCE_DATE_EPOCH stage source must be a single HTTP(S) or Git ADD")
 	}
-	return &plan.Step{Op: &plan.HTTP{URL: src, Filename: urlBase(src), Checksum: digest.Digest(add.Checksum)}, Name: "[internal] load " + src, Internal: true}, nil
+	return &plan.Step{Op: &plan.HTTP{URL: src, Filename: urlBase(src), Checksum: digest.Digest(add.Checksum)}, Name: "[internal] load " + plan.Redact(src), Internal: true}, nil
 }

@@ -230,7 +230,7 @@ func (s *stage) expand(c instructions.Command, word string) (string, error) {
 // record adds a history entry; layer tells that the instruction made one.
 func (s *stage) record(text string, layer bool) error {
 	s.history = &history{s.history, ocispec.History{
-		CreatedBy: text, Comment: "buildkit.dockerfile.v0", EmptyLayer: !layer, Created: s.t.epoch,
+		CreatedBy: plan.Redact(text), Comment: "buildkit.dockerfile.v0", EmptyLayer: !layer, Created: s.t.epoch,
 	}}
 	return s.t.budget.charge(len(text) + 128)
 }

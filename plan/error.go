@@ -3,6 +3,7 @@ package plan
 import (
 	"fmt"
 	"strings"
+	"unicode"
 )
 
 // Error is a fault of a build file, or a failure that belongs to a place in one.
@@ -117,12 +118,12 @@ func (s *Source) contains(n int) bool {
 // printable makes a line of an untrusted file safe for a terminal, and no
 // longer than fits one. Bytes keep their columns.
 func printable(line string) string {
-	line = strings.TrimSuffix(line, "\r")
+	line = Redact(strings.TrimSuffix(line, "\r"))
 	if len(line) > excerptWidth {
 		line = strings.ToValidUTF8(line[:excerptWidth], "")
 	}
 	return strings.Map(func(r rune) rune {
-		if r < ' ' && r != '\t' || r == 0x7f {
+		if unicode.IsControl(r) && r != '\t' || unicode.Is(unicode.Bidi_Control, r) || r == '\u2028' || r == '\u2029' {
 			return '?'
 		}
 		return r

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -154,6 +155,9 @@ func (c *Client) fetchToken(ctx context.Context, h *host, ch challenge, scopes [
 	default:
 		return "", 0, fmt.Errorf("%s names a token server that is not spoken to by https (%s)", h.addr, ch.params["realm"])
 	}
+	if !mayName(h.addr, realm.Hostname()) {
+		return "", 0, fmt.Errorf("%s names a token server that no registry has business with (%s)", h.addr, ch.params["realm"])
+	}
 	form := url.Values{}
 	if s := ch.params["service"]; s != "" {
 		form.Set("service", s)
@@ -200,6 +204,18 @@ func (c *Client) fetchToken(ctx context.Context, h *host, ch challenge, scopes [
 	// early, as a request takes its time.
 	ttl := time.Duration(max(t.ExpiresIn, 60)) * time.Second
 	return t.Token, ttl - ttl/10, nil
+}
+
+// mayName reports whether a registry may send its clients to a host: not to
+// addresses that mean something only where the client is, which are those of
+// metadata services, and its own loopback unless the registry is there.
+func mayName(registry, host string) bool {
+	ip, err := netip.ParseAddr(host)
+	if err != nil {
+		return true
+	}
+	ip = ip.Unmap()
+	return !ip.IsLinkLocalUnicast() && !ip.IsUnspecified() && !ip.IsMulticast() && (!ip.IsLoopback() || loopback(registry))
 }
 
 func (c *Client) askToken(ctx context.Context, method string, u *url.URL, form url.Values, cred credential) ([]byte, error) {

@@ -234,6 +234,9 @@ func checkRedirect(r *http.Request, via []*http.Request) error {
 	if len(via) >= 10 {
 		return errors.New("stopped after 10 redirects")
 	}
+	if !mayName(via[0].URL.Host, r.URL.Hostname()) {
+		return fmt.Errorf("%s redirects to %s, where no registry has business", via[0].URL.Host, r.URL.Host)
+	}
 	if r.URL.Host != via[0].URL.Host || r.URL.Scheme != via[0].URL.Scheme {
 		r.Header.Del("Authorization")
 	}

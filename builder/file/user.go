@@ -53,6 +53,11 @@ func User(tree Tree, spec string) (uid, gid int, groups []int, home string, err 
 	u, err := user.GetExecUser(spec, &user.ExecUser{Home: "/"}, passwd, group2)
 	switch {
 	case err == nil:
+		for _, gid := range append([]int{u.Gid}, u.Sgids...) {
+			if _, err := checkIDs(u.Uid, gid); err != nil {
+				return 0, 0, nil, "", fmt.Errorf("user %q: %w", spec, err)
+			}
+		}
 		return u.Uid, u.Gid, u.Sgids, u.Home, nil
 	case errors.Is(err, user.ErrNoPasswdEntries):
 		err = fmt.Errorf("user %q: %w", name, errNoUser)

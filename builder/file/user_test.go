@@ -38,6 +38,7 @@ func TestUser(t *testing.T) {
 		{"node:none", 0, 0, nil, "", `group "none": not in /etc/group`},
 		{"4294967296", 0, 0, nil, "", "not a user or group number"},
 		{"99999999999999999999", 0, 0, nil, "", "not a user or group number"},
+		{"huge", 0, 0, nil, "", "which can't be"},
 		{"1:4294967295", 0, 0, nil, "", "not a user or group number"},
 	} {
 		uid, gid, groups, home, err := User(tree, tt.spec)

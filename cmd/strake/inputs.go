@@ -211,7 +211,13 @@ func (in *inputs) readDockerfile(file, dir string, archive bool, stdin io.Reader
 	return in.readIgnore(open)
 }
 
-func openFile(name string) (*os.File, error) { return os.Open(name) }
+// openFile opens a file that may be a pipe, and doesn't wait for its writer then.
+func openFile(name string) (*os.File, error) {
+	if st, err := os.Stat(name); err == nil && st.Mode()&fs.ModeNamedPipe != 0 && strings.HasSuffix(name, ".dockerignore") {
+		return nil, fmt.Errorf("%s is not a regular file", name)
+	}
+	return os.Open(name)
+}
 
 func (in *inputs) readIgnore(open func(string) (*os.File, error)) (err error) {
 	if in.exclude, err = readIgnore(in.ignoreFile, open); in.exclude == nil {
@@ -230,6 +236,9 @@ func readIgnore(name string, open func(string) (*os.File, error)) ([]string, err
 		return nil, fmt.Errorf("read the ignore file: %w", err)
 	}
 	defer f.Close()
+	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+		return nil, errors.Join(err, fmt.Errorf("the ignore file %s is not a regular file", name))
+	}
 	patterns, err := ignore.Read(f)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)

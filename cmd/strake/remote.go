@@ -26,8 +26,8 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 	if dir, err = in.tempDir(s, "context-"); err != nil {
 		return "", err
 	}
-	id := "context " + arg
-	event(progress.Event{Kind: progress.Start, Time: time.Now(), Vertex: id, Name: "[internal] load remote context " + arg})
+	id := "context " + plan.Redact(arg)
+	event(progress.Event{Kind: progress.Start, Time: time.Now(), Vertex: id, Name: "[internal] load remote context " + plan.Redact(arg)})
 	defer func() {
 		done := progress.Event{Kind: progress.Done, Time: time.Now(), Vertex: id}
 		if err != nil {

@@ -386,9 +386,19 @@ func (t *translation) mergeOp(n *node, step *plan.Step, m *pb.MergeOp, op *pb.Op
 		step.Inputs = append(step.Inputs, inputs[i])
 		names = append(names, t.nodes[op.Inputs[i].Digest].name)
 	}
-	n.name = "merge (" + strings.Join(names, ", ") + ")"
+	n.name = shortened("merge (" + strings.Join(names, ", ") + ")")
 	n.outputs[0] = plan.Input{Step: step}
 	return nil
+}
+
+// shortened bounds names that are made of the names of inputs: they would
+// double with every level of the graph.
+func shortened(name string) string {
+	const longest = 512
+	if len(name) <= longest {
+		return name
+	}
+	return strings.ToValidUTF8(name[:longest], "") + "…"
 }
 
 func (t *translation) diffOp(n *node, step *plan.Step, d *pb.DiffOp, inputs []plan.Input) error {
@@ -418,7 +428,7 @@ func (t *translation) diffOp(n *node, step *plan.Step, d *pb.DiffOp, inputs []pl
 		}
 		return "(" + in.Step.Name + ")"
 	}
-	n.name = "diff " + name(lower) + " -> " + name(upper)
+	n.name = shortened("diff " + name(lower) + " -> " + name(upper))
 	step.Op, step.Inputs = &plan.Diff{}, []plan.Input{lower, upper}
 	n.outputs[0] = plan.Input{Step: step}
 	return nil

@@ -25,11 +25,16 @@ import (
 // maxSize bounds an ignore file in bytes, as the size of build files is.
 const maxSize = 16 << 20
 
+// maxPatterns bounds how many patterns an ignore file has: each takes about a
+// kilobyte of memory.
+const maxPatterns = 50_000
+
 // maxMemo bounds how many directories a Matcher remembers the matches of.
 const maxMemo = 1 << 16
 
 // Read returns the patterns of an ignore file, cleaned, in order, without
-// comments. Files of more than 16 MiB and lines of 64 KiB are refused.
+// comments. Files of more than 16 MiB or 50,000 patterns
+// and lines of 64 KiB are refused.
 func Read(r io.Reader) ([]string, error) {
 	limited := &io.LimitedReader{R: r, N: maxSize + 1}
 	patterns, err := ignorefile.ReadAll(limited)
@@ -38,6 +43,9 @@ func Read(r io.Reader) ([]string, error) {
 	}
 	if limited.N <= 0 {
 		return nil, fmt.Errorf("larger than %d MiB", maxSize>>20)
+	}
+	if len(patterns) > maxPatterns {
+		return nil, fmt.Errorf("more than %d patterns", maxPatterns)
 	}
 	return patterns, nil
 }
