@@ -33,7 +33,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
@@ -59,8 +58,6 @@ type Options struct {
 	ProvenanceEnv map[string]any
 	// Log takes what nobody else is told; nil: nothing is logged.
 	Log *slog.Logger
-	// Credentials secures connections; nil: they are plain.
-	Credentials credentials.TransportCredentials
 }
 
 // Server serves BuildKit's API. It may serve several listeners.
@@ -112,9 +109,6 @@ func New(o Options) (*Server, error) {
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.ChainUnaryInterceptor(s.unary, grpcerrors.UnaryServerInterceptor),
 		grpc.ChainStreamInterceptor(s.stream, grpcerrors.StreamServerInterceptor),
-	}
-	if o.Credentials != nil {
-		opts = append(opts, grpc.Creds(o.Credentials))
 	}
 	s.grpc = grpc.NewServer(opts...)
 	controlapi.RegisterControlServer(s.grpc, s)
