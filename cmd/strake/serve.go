@@ -14,6 +14,7 @@ import (
 
 	"github.com/strake-build/strake/daemon"
 	"github.com/strake-build/strake/daemon/buildkitapi"
+	"github.com/strake-build/strake/registry"
 )
 
 type serveOptions struct {
@@ -79,8 +80,14 @@ func runServe(ctx context.Context, o serveOptions, e *env) (err error) {
 		return err
 	}
 	b.Slots = o.parallel
+	// Builds lease what they use for themselves.
+	if err := s.Release(); err != nil {
+		return err
+	}
 	server, err := buildkitapi.New(buildkitapi.Options{
-		Builder: b, Packer: s.packer, Caches: s.connector, Platforms: []ocispec.Platform{thisPlatform()}, Version: version(), Allow: o.allow, ProvenanceEnv: o.provenanceEnv,
+		Root:      s.Root,
+		Open:      func(ask registry.Credentials) (*buildkitapi.Store, error) { return s.share(e, b, ask) },
+		Platforms: []ocispec.Platform{thisPlatform()}, Version: version(), Allow: o.allow, ProvenanceEnv: o.provenanceEnv,
 		Log: slog.New(slog.NewTextHandler(e.stderr, nil)),
 	})
 	if err != nil {

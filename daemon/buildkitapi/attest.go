@@ -124,7 +124,7 @@ func (j *job) attestationsOf(res *result, e entry, img export.Image) ([]attest.A
 
 // builtinSBOM is an SBOM by our own generator.
 func (j *job) builtinSBOM(e entry, img export.Image) (attest.Attestation, error) {
-	b := j.s.o.Builder
+	b := j.store.Builder
 	if len(img.Tree) == 0 {
 		return sbom.Attestation(j.ctx, nil, sbom.Options{Name: e.id, Version: j.s.o.Version})
 	}

@@ -182,7 +182,7 @@ func (j *job) transfer(l *local, sent func(int, bool)) error {
 		return ended(ctx, err)
 	}
 	l.dir = dir
-	d, err := source.OpenDir(dir, source.DirOptions{Index: j.s.o.Builder.Index})
+	d, err := source.OpenDir(dir, source.DirOptions{Index: j.store.Builder.Index})
 	if err != nil {
 		return err
 	}

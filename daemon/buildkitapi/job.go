@@ -18,8 +18,10 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets"
 	"github.com/moby/buildkit/session/sshforward"
+	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/attest"
@@ -59,6 +61,7 @@ type job struct {
 	req     *controlapi.SolveRequest
 	allow   map[string]bool
 	board   *board
+	store   *Store
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -145,6 +148,11 @@ func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job
 		}
 	}
 	j.ctx, j.cancel = context.WithCancelCause(ctx)
+	if j.store, err = s.o.Open(j.credentials); err != nil {
+		j.cancel(err)
+		return nil, err
+	}
+	j.closers = append(j.closers, j.store.Close)
 	return j, nil
 }
 
@@ -322,7 +330,12 @@ func (j *job) run(refs []*reference) ([]builder.Result, error) {
 	j.mu.Unlock()
 	request := j.builderRequest()
 	request.Build, request.Locals, request.Secret, request.SSH, request.Progress = build, locals, j.secret, j.agent, j.board.event(scope)
-	return j.s.o.Builder.Build(j.ctx, request)
+	results, err := j.store.Builder.Build(j.ctx, request)
+	var step *builder.StepError
+	if errors.As(err, &step) {
+		err = errdefs.WrapVertex(err, digest.Digest(j.board.vertexDigest(scope+step.Vertex)))
+	}
+	return results, err
 }
 
 // secret asks the client for a secret.

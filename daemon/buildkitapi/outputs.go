@@ -225,8 +225,8 @@ func (j *job) export(res *result, outputs []output) (map[string]string, error) {
 }
 
 func (j *job) deliver(res *result, images []export.Image, o output) (map[string]any, error) {
-	b := j.s.o.Builder
-	x := export.Exporter{Packer: j.s.o.Packer, Images: b.Images, Layers: b.Layers, Registry: b.Registry, Progress: j.board.event("")}
+	b := j.store.Builder
+	x := export.Exporter{Packer: j.store.Packer, Images: b.Images, Layers: b.Layers, Registry: b.Registry, Progress: j.board.event("")}
 	switch o.Type {
 	case export.TypeImage:
 		return x.Export(j.ctx, images, o.Output)
@@ -367,7 +367,7 @@ func (j *job) fs(ctx context.Context, img export.Image, o output, suffix string)
 	var v *snapshot.View
 	if len(img.Tree) > 0 {
 		var err error
-		if v, err = j.s.o.Builder.Layers.View(ctx, img.Tree, img.Sources); err != nil {
+		if v, err = j.store.Builder.Layers.View(ctx, img.Tree, img.Sources); err != nil {
 			return nil, err
 		}
 	}
