@@ -80,10 +80,6 @@ func runServe(ctx context.Context, o serveOptions, e *env) (err error) {
 		return err
 	}
 	b.Slots = o.parallel
-	// Builds lease what they use for themselves.
-	if err := s.Release(); err != nil {
-		return err
-	}
 	server, err := buildkitapi.New(buildkitapi.Options{
 		Root:      s.Root,
 		Open:      func(ask registry.Credentials) (*buildkitapi.Store, error) { return s.share(e, b, ask) },
@@ -91,6 +87,10 @@ func runServe(ctx context.Context, o serveOptions, e *env) (err error) {
 		Log: slog.New(slog.NewTextHandler(e.stderr, nil)),
 	})
 	if err != nil {
+		return err
+	}
+	// Builds lease what they use for themselves.
+	if err := s.Release(); err != nil {
 		return err
 	}
 	listeners, err := o.listen(e)

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -84,6 +85,11 @@ func (c *contexts) take(ctx context.Context, key string) (dir string, release fu
 		}
 		if err == nil {
 			err = os.MkdirAll(dir, 0o700)
+		}
+		if err == nil {
+			// Tells when it was used.
+			now := time.Now()
+			err = os.Chtimes(filepath.Dir(dir), now, now)
 		}
 		if err != nil {
 			free()

@@ -82,6 +82,7 @@ type job struct {
 	locals  map[string]*local
 	ssh     map[string]string // sockets of agents, by ID
 	closers []func() error
+	users   int // who works with what closers give back: the build itself, and borrowers
 	runs    int
 
 	// A client that is the frontend itself sends its result here.
@@ -125,7 +126,7 @@ func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job
 	j := &job{
 		s: s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref), caches: &connect.Caches{},
 		allow: map[string]bool{}, refs: map[string]*reference{}, locals: map[string]*local{},
-		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(),
+		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(), users: 1,
 	}
 	var err error
 	if j.policies, err = parsePolicies(req); err != nil {
@@ -165,9 +166,27 @@ func (j *job) onClose(f func() error) {
 
 func (j *job) close() {
 	j.cancel(errors.New("the build has ended"))
+	j.release()
+}
+
+// retain keeps what the job has until release; it reports whether there still is
+// something.
+func (j *job) retain() bool {
 	j.mu.Lock()
-	closers := j.closers
-	j.closers = nil
+	defer j.mu.Unlock()
+	if j.users == 0 {
+		return false
+	}
+	j.users++
+	return true
+}
+
+func (j *job) release() {
+	j.mu.Lock()
+	var closers []func() error
+	if j.users--; j.users == 0 {
+		closers, j.closers = j.closers, nil
+	}
 	j.mu.Unlock()
 	for _, f := range slices.Backward(closers) {
 		if err := f(); err != nil {

@@ -62,6 +62,7 @@ func older(e gc.Entry, d time.Duration) bool {
 // pieces of layers are parts of images that it counts with their layers.
 var recordTypes = map[gc.Type]string{
 	gc.TypeLayer: "regular", gc.TypeBlob: "regular", gc.TypeSegments: "internal", gc.TypeCacheMount: "exec.cachemount",
+	gc.TypeContext: "source.local",
 }
 
 // usageRecord is an entry in BuildKit's form; nil if that has none for it.
