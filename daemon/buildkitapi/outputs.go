@@ -138,12 +138,7 @@ func (o *output) set(key, value string, oci *bool) (err error) {
 			return fmt.Errorf("invalid local exporter mode %q", value)
 		}
 	case "push-by-digest":
-		// Better no image than one under a tag that was not asked for.
-		by := false
-		if err := flag(&by); err != nil || !by {
-			return err
-		}
-		return fmt.Errorf("push-by-digest is not supported")
+		return flag(&o.ByDigest)
 	case "oci-artifact":
 		artifact := true
 		err := flag(&artifact)
