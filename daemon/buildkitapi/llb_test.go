@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
@@ -19,7 +20,7 @@ import (
 // for no more, but for images.
 func testJob(t testing.TB) *job {
 	t.Helper()
-	s := &Server{o: Options{
+	s := &Server{now: time.Now, o: Options{
 		Platforms: []ocispec.Platform{{OS: "linux", Architecture: "amd64"}},
 		Open: func(registry.Credentials) (*Store, error) {
 			return &Store{Builder: &builder.Builder{}, Close: func() error { return nil }}, nil
