@@ -60,7 +60,7 @@ type Builder struct {
 	flights flight.Group[cache.Record]
 
 	mu    sync.Mutex
-	slots chan struct{}
+	slots chan struct{}     // see places
 	bases map[baseKey]*base // resolved images
 }
 
@@ -131,14 +131,41 @@ type Fact struct {
 	Outputs []layers.Tree
 }
 
-// slot waits for a place to run in, and returns what gives it back.
-func (b *Builder) slot(ctx context.Context) (release func(), err error) {
+// Own is what a Builder has for itself if it is one of several on a store.
+type Own struct {
+	Root     *state.Root
+	Layers   *snapshot.Store
+	Blobs    *blob.Store
+	Images   *image.Store
+	Registry *registry.Client
+}
+
+// For returns a Builder for one client of a daemon. Steps of both wait for the
+// same slots and find the same results, but it leases what it uses by its own
+// root, speaks to registries for itself, and knows of no image that b resolved.
+// As builders of two processes do, the two run equal steps one after the other,
+// the second of which finds the result of the first.
+func (b *Builder) For(own Own) *Builder {
+	return &Builder{
+		Root: own.Root, Layers: own.Layers, Blobs: own.Blobs, Images: own.Images, Registry: own.Registry,
+		Cache: b.Cache, Index: b.Index, Runner: b.Runner, Network: b.Network, HTTP: b.HTTP, Git: b.Git,
+		Slots: b.Slots, Rootless: b.Rootless, slots: b.places(),
+	}
+}
+
+// places is a channel with room for each step that may run.
+func (b *Builder) places() chan struct{} {
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.slots == nil {
 		b.slots = make(chan struct{}, b.slotCount())
 	}
-	slots := b.slots
-	b.mu.Unlock()
+	return b.slots
+}
+
+// slot waits for a place to run in, and returns what gives it back.
+func (b *Builder) slot(ctx context.Context) (release func(), err error) {
+	slots := b.places()
 	select {
 	case slots <- struct{}{}:
 		return func() { <-slots }, nil

@@ -99,10 +99,10 @@ func (e *execution) run(ctx context.Context) ([]layers.Tree, error) {
 	code, err := e.bd.b.Runner.Run(ctx, e.process)
 	_ = errors.Join(stdout.Flush(), stderr.Flush()) // to the log, which never fails
 	if err != nil {
-		return nil, &StepError{Step: e.v.step, Log: log.bytes(), Err: err}
+		return nil, &StepError{Step: e.v.step, Vertex: e.v.id, Log: log.bytes(), Err: err}
 	}
 	if ok := e.op.ExitCodes; code != 0 && len(ok) == 0 || len(ok) > 0 && !slices.Contains(ok, code) {
-		return nil, &StepError{Step: e.v.step, Exit: code, Log: log.bytes(),
+		return nil, &StepError{Step: e.v.step, Vertex: e.v.id, Exit: code, Log: log.bytes(),
 			Err: fmt.Errorf("process %q did not complete successfully: exit code: %d", strings.Join(e.op.Args, " "), code)}
 	}
 	return e.commit(ctx)

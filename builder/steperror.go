@@ -11,6 +11,8 @@ import (
 // StepError is the failure of a step.
 type StepError struct {
 	Step *plan.Step
+	// Vertex is the step in progress events.
+	Vertex string
 	// Exit is the exit code of the process of an Exec; 0 if it is not that
 	// which failed.
 	Exit int
@@ -32,7 +34,7 @@ func (bd *build) stepError(v *vertex, err error) error {
 	if err == nil || errors.As(err, &se) || errors.Is(err, context.Canceled) {
 		return err
 	}
-	return &StepError{Step: v.step, Err: err}
+	return &StepError{Step: v.step, Vertex: v.id, Err: err}
 }
 
 // tail keeps the end of what is written to it.

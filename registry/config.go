@@ -30,6 +30,8 @@ const helperTimeout = time.Minute
 // wants credentials.
 type configFile struct {
 	dir string
+	// ask is asked instead of the file.
+	ask Credentials
 
 	mu     sync.Mutex
 	loaded *configfile.ConfigFile
@@ -44,16 +46,7 @@ func (f *configFile) get(ctx context.Context, key string) (credential, error) {
 	if cred, ok := f.cached[key]; ok {
 		return cred, nil
 	}
-	if err := f.load(); err != nil {
-		return credential{}, err
-	}
-	var cred credential
-	var err error
-	if name := f.helper(key); name != "" {
-		cred, err = askHelper(ctx, name, key)
-	} else {
-		cred, err = credentials.NewFileStore(f.loaded).Get(key)
-	}
+	cred, err := f.find(ctx, key)
 	if err != nil {
 		return credential{}, err
 	}
@@ -78,7 +71,7 @@ func (c *Client) Credentials(fn func(host, value string)) {
 			}
 		}
 	}
-	if f.load() == nil { // else whoever needs it will say so
+	if f.ask == nil && f.load() == nil { // else whoever needs it will say so
 		for host, cred := range f.loaded.AuthConfigs {
 			tell(host, cred)
 		}
@@ -86,6 +79,27 @@ func (c *Client) Credentials(fn func(host, value string)) {
 	for host, cred := range f.cached {
 		tell(host, cred)
 	}
+}
+
+func (f *configFile) find(ctx context.Context, key string) (credential, error) {
+	if f.ask != nil {
+		host := key
+		if key == credentialKey("docker.io") {
+			host = apiHost("docker.io")
+		}
+		username, secret, err := f.ask(ctx, host)
+		if err != nil || username != "" {
+			return credential{Username: username, Password: secret}, err
+		}
+		return credential{IdentityToken: secret}, nil
+	}
+	if err := f.load(); err != nil {
+		return credential{}, err
+	}
+	if name := f.helper(key); name != "" {
+		return askHelper(ctx, name, key)
+	}
+	return credentials.NewFileStore(f.loaded).Get(key)
 }
 
 func (f *configFile) load() error {

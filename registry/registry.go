@@ -141,6 +141,24 @@ func New(o Options) (*Client, error) {
 	return c, nil
 }
 
+// Credentials asks somebody for what they have for a registry's host; the host
+// of Docker Hub is "registry-1.docker.io". All empty: nothing. A secret without a
+// name is an identity token, which token servers take.
+type Credentials func(ctx context.Context, host string) (username, secret string, err error)
+
+// For returns a client that shares connections with c, but speaks for somebody
+// else: credentials are what they are asked for, tokens are kept for them alone,
+// manifests go to their
+// blobs, and what their caches have comes from origins (see Options.Origins).
+func (c *Client) For(ask Credentials, blobs *blob.Store, origins func(ctx context.Context, origin string, desc ocispec.Descriptor) (io.ReadCloser, error)) *Client {
+	o := c.options
+	o.Blobs, o.Origins = blobs, origins
+	return &Client{
+		options: o, limits: c.limits, http: c.http,
+		hosts: map[string]*host{}, answered: map[string]string{}, config: configFile{ask: ask},
+	}
+}
+
 // Image is an image as a registry describes it: no layer has been fetched.
 type Image struct {
 	Ref         string             // normalised, "docker.io/library/alpine:3.18"

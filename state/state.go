@@ -138,6 +138,11 @@ func (r *Root) looksOurs() (bool, error) {
 	return empty, nil
 }
 
+// Share returns another Root of the same store, for a part of this process's
+// work that ends before the process does: it has a lease and temporary files of
+// its own, which its Close gives up.
+func (r *Root) Share() *Root { return &Root{dir: r.dir} }
+
 // Dir is the store's path, absolute and without symlinks.
 func (r *Root) Dir() string { return r.dir }
 
@@ -159,6 +164,12 @@ func (r *Root) Close() error {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
+	return r.Release()
+}
+
+// Release gives up what was leased so far, and removes the temporary files. What
+// is leased or made later is so anew.
+func (r *Root) Release() error {
 	r.removers.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()

@@ -278,6 +278,9 @@ func (x *run) image(ctx context.Context) (map[string]any, error) {
 	if push {
 		x.describe(response, made)
 		for _, name := range x.o.Names {
+			if x.o.ByDigest {
+				name = strings.TrimSuffix(name, ":latest")
+			}
 			if err := x.push(ctx, name, made); err != nil {
 				return nil, err
 			}
@@ -294,10 +297,14 @@ func (x *run) store(configs [][]byte) error {
 		stored = append(stored, image.Image{ID: id, Platform: img.Target.Platform, Tree: img.Tree, Pack: x.packOptions(img), Annotations: x.o.annotations(LevelManifest, &img.Target.Platform)})
 		x.status("writing image %s", id)
 	}
-	if err := x.Images.Put(x.o.Names, stored, configs, ""); err != nil {
+	names := x.o.Names
+	if x.o.ByDigest {
+		names = nil
+	}
+	if err := x.Images.Put(names, stored, configs, ""); err != nil {
 		return err
 	}
-	for _, n := range x.o.Names {
+	for _, n := range names {
 		x.status("naming to %s", n)
 	}
 	return nil

@@ -38,6 +38,8 @@ type Output struct {
 	Names []string
 	// Push: an image goes to the registry of each name, too.
 	Push bool
+	// ByDigest: an image that is pushed gets no name, there or here.
+	ByDigest bool
 	// Tar: oci and docker outputs are one tar file (the default) instead of
 	// a directory.
 	Tar         bool
@@ -147,6 +149,8 @@ func (o *Output) set(key, value string) (err error) {
 		}
 	case "push":
 		flag(&o.Push)
+	case "push-by-digest":
+		flag(&o.ByDigest)
 	case "tar":
 		flag(&o.Tar)
 	case "compression":
@@ -209,7 +213,7 @@ func (o *Output) set(key, value string) (err error) {
 			o.Annotations = append(o.Annotations, a)
 			return err
 		}
-		return fmt.Errorf("%s is not supported; supported are type, dest, name, push, tar, compression, compression-level, force-compression, oci-mediatypes, rewrite-timestamp, source-date-epoch, platform-split, mode, attestations, oci-artifact, attestation-prefix and annotation.<key>", key)
+		return fmt.Errorf("%s is not supported; supported are type, dest, name, push, push-by-digest, tar, compression, compression-level, force-compression, oci-mediatypes, rewrite-timestamp, source-date-epoch, platform-split, mode, attestations, oci-artifact, attestation-prefix and annotation.<key>", key)
 	}
 	return err
 }
@@ -226,7 +230,7 @@ func (o *Output) takes(key string) bool {
 	case TypeImage, TypeRegistry:
 		return !slices.Contains([]string{"dest", "tar", "attestation-prefix", "platform-split", "mode"}, key)
 	}
-	return !slices.Contains([]string{"push", "attestation-prefix", "platform-split", "mode"}, key)
+	return !slices.Contains([]string{"push", "push-by-digest", "attestation-prefix", "platform-split", "mode"}, key)
 }
 
 // Check looks for what can't be delivered whatever is built.
@@ -241,6 +245,11 @@ func (o Output) check(images int) error {
 	case TypeImage, TypeRegistry:
 		if (o.Push || o.Type == TypeRegistry) && len(o.Names) == 0 {
 			return fail("a name is needed to push: give one with -t")
+		}
+		for _, n := range o.Names {
+			if repository, err := registry.Repository(n); o.ByDigest && err == nil && n != repository+":latest" {
+				return fail("push-by-digest: %s has a tag, which would not be pushed; name the repository alone", n)
+			}
 		}
 	case TypeOCI, TypeDocker:
 		if o.Dest == "" {

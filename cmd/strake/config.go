@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -8,6 +9,8 @@ import (
 	"strings"
 
 	"github.com/pelletier/go-toml/v2"
+
+	"github.com/strake-build/strake/daemon"
 )
 
 // daemonConfig is what strake serve knows of buildkitd's configuration file.
@@ -15,7 +18,14 @@ import (
 type daemonConfig struct {
 	Entitlements  []string `toml:"insecure-entitlements"`
 	ProvenanceEnv string   `toml:"provenanceEnvDir"`
-	Registry      map[string]struct {
+	GRPC          struct {
+		TLS struct {
+			Cert string `toml:"cert"`
+			Key  string `toml:"key"`
+			CA   string `toml:"ca"`
+		} `toml:"tls"`
+	} `toml:"grpc"`
+	Registry map[string]struct {
 		Mirrors  []string `toml:"mirrors"`
 		HTTP     bool     `toml:"http"`
 		Insecure bool     `toml:"insecure"`
@@ -44,6 +54,8 @@ func (o *serveOptions) readConfig() error {
 			return usagef("--config %s: provenanceEnvDir: %w", o.config, err)
 		}
 	}
+	t := c.GRPC.TLS
+	o.tls = daemon.TLSFiles{CA: cmp.Or(o.tls.CA, t.CA), Cert: cmp.Or(o.tls.Cert, t.Cert), Key: cmp.Or(o.tls.Key, t.Key)}
 	for host, r := range c.Registry {
 		for _, m := range r.Mirrors {
 			pair := host + "=" + m

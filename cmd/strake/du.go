@@ -78,7 +78,7 @@ func usageRows(entries []gc.Entry) []any {
 			ID: en.ID, Type: string(en.Type), Reclaimable: fmt.Sprint(en.Reclaimable()), InUse: fmt.Sprint(en.InUse),
 			Size: size(en.Size), CreatedSince: ago(en.Created), LastUsedSince: ago(en.Used), Description: cleaned(en.Description),
 		}
-		if en.Type == gc.TypeLayer || en.Type == gc.TypeBlob || en.Type == gc.TypeCacheMount {
+		if en.Type == gc.TypeLayer || en.Type == gc.TypeBlob || en.Type == gc.TypeCacheMount || en.Type == gc.TypeContext {
 			r.ID = shortID(en.ID)
 		}
 		rows = append(rows, r)

@@ -36,7 +36,7 @@ but for those without a name if --images is given.`,
 	f.BoolVarP(&o.all, "all", "a", false, "forget results whose layers are part of images, too")
 	f.BoolVarP(&o.force, "force", "f", false, "do not ask")
 	f.BoolVar(&o.images, "images", false, "remove images without a name, too")
-	f.StringArrayVar(&o.filters, "filter", nil, "remove only some: until=DURATION (not used for that long), type=layer|blob|cachemount|segments, id=ID")
+	f.StringArrayVar(&o.filters, "filter", nil, "remove only some: until=DURATION (not used for that long), type=layer|blob|cachemount|context|segments, id=ID")
 	f.StringVar(&o.reserved, "reserved-space", "", "space that is kept in any case, as 10GB")
 	f.StringVar(&o.maxUsed, "max-used-space", "", "remove until the store takes no more than this")
 	f.StringVar(&o.minFree, "min-free-space", "", "remove until this is free on the disk")
@@ -70,10 +70,10 @@ func (o pruneOptions) request() (gc.Options, error) {
 			}
 		case "type":
 			switch t := gc.Type(value); t {
-			case gc.TypeLayer, gc.TypeBlob, gc.TypeCacheMount, gc.TypeSegments:
+			case gc.TypeLayer, gc.TypeBlob, gc.TypeCacheMount, gc.TypeContext, gc.TypeSegments:
 				r.Types = append(r.Types, t)
 			default:
-				return r, usagef("--filter %s: it is layer, blob, cachemount or segments", f)
+				return r, usagef("--filter %s: it is layer, blob, cachemount, context or segments", f)
 			}
 		case "id":
 			r.IDs = append(r.IDs, value)

@@ -23,6 +23,7 @@ import (
 	"github.com/strake-build/strake/builder/source/httpsource"
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/cache/remote/connect"
+	"github.com/strake-build/strake/daemon/buildkitapi"
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/layers/compress"
 	"github.com/strake-build/strake/layers/image"
@@ -124,25 +125,7 @@ func openStore(e *env, o registryOptions) (_ *store, err error) {
 			err = errors.Join(err, s.close())
 		}
 	}()
-	tmp, err := root.TempDir("blobs-")
-	if errors.Is(err, syscall.ENOSPC) {
-		// Who wants to free some space needs none.
-		tmp, err = root.Path("tmp"), nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	if s.blobs, err = blob.Open(root.Path("blobs"), tmp); err != nil {
-		return nil, err
-	}
-	driver, err := chooseDriver(e.getenv("STRAKE_DRIVER"), mode)
-	if err != nil {
-		return nil, err
-	}
-	if s.layers, err = snapshot.Open(root, snapshot.Options{Driver: driver, UserXattr: mode.Rootless, RecordOwners: mode.SingleID}); err != nil {
-		return nil, err
-	}
-	if s.images, err = image.OpenStore(root, s.blobs); err != nil {
+	if err := s.open(e); err != nil {
 		return nil, err
 	}
 	s.connector = &connect.Connector{Getenv: e.getenv}
@@ -156,6 +139,49 @@ func openStore(e *env, o registryOptions) (_ *store, err error) {
 	}
 	s.packer = &image.Packer{Layers: s.layers, Blobs: s.blobs, Segments: segments}
 	return s, nil
+}
+
+// open opens blobs, layers and images of the root.
+func (s *store) open(e *env) error {
+	tmp, err := s.TempDir("blobs-")
+	if errors.Is(err, syscall.ENOSPC) {
+		// Who wants to free some space needs none.
+		tmp, err = s.Path("tmp"), nil
+	}
+	if err != nil {
+		return err
+	}
+	if s.blobs, err = blob.Open(s.Path("blobs"), tmp); err != nil {
+		return err
+	}
+	driver, err := chooseDriver(e.getenv("STRAKE_DRIVER"), s.mode)
+	if err != nil {
+		return err
+	}
+	if s.layers, err = snapshot.Open(s.Root, snapshot.Options{Driver: driver, UserXattr: s.mode.Rootless, RecordOwners: s.mode.SingleID}); err != nil {
+		return err
+	}
+	s.images, err = image.OpenStore(s.Root, s.blobs)
+	return err
+}
+
+// share opens the store once more, for one build of a daemon: what it uses is
+// leased until it closes it, and registries are asked with credentials of its
+// own.
+func (s *store) share(e *env, b *builder.Builder, ask registry.Credentials) (*buildkitapi.Store, error) {
+	own := &store{Root: s.Root.Share(), mode: s.mode}
+	own.onClose(own.Root.Close)
+	if err := own.open(e); err != nil {
+		return nil, errors.Join(err, own.close())
+	}
+	caches := &connect.Connector{Getenv: e.getenv}
+	caches.Registry = s.client.For(ask, own.blobs, caches.Blob)
+	return &buildkitapi.Store{
+		Builder: b.For(builder.Own{Root: own.Root, Layers: own.layers, Blobs: own.blobs, Images: own.images, Registry: caches.Registry}),
+		Caches:  caches,
+		Packer:  &image.Packer{Layers: own.layers, Blobs: own.blobs, Segments: s.packer.Segments},
+		Close:   own.close,
+	}, nil
 }
 
 func chooseDriver(name string, mode rootless.Mode) (snapshot.Driver, error) {

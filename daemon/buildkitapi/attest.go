@@ -131,7 +131,7 @@ func (j *job) builtinSBOM(e entry, img export.Image) (attest.Attestation, error)
 	if len(img.Tree) == 0 {
 		return sbom.Attestation(j.ctx, nil, o)
 	}
-	v, err := j.s.o.Builder.Layers.View(j.ctx, img.Tree, img.Sources)
+	v, err := j.store.Builder.Layers.View(j.ctx, img.Tree, img.Sources)
 	if err != nil {
 		return attest.Attestation{}, err
 	}

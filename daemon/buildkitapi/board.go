@@ -151,6 +151,13 @@ func (b *board) warn(w *controlapi.VertexWarning) {
 	b.add(&controlapi.StatusResponse{Warnings: []*controlapi.VertexWarning{w}})
 }
 
+// all is what there is.
+func (b *board) all() ([]*controlapi.StatusResponse, counts) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.entries, b.counts
+}
+
 // event is a progress.Func, for the vertices of one run: scope tells them from
 // those of others.
 func (b *board) event(scope string) progress.Func {

@@ -9,7 +9,7 @@
 // is a reference to a plan that nobody has run: steps run when files of it are
 // asked for, or when it is exported.
 //
-//	s, err := buildkitapi.New(buildkitapi.Options{Builder: b, …})
+//	s, err := buildkitapi.New(buildkitapi.Options{Root: root, Open: open, …})
 //	err = s.Serve(ctx, listener) // until ctx ends
 //
 // Clients are not trusted further than the build files they send: what they say
@@ -26,6 +26,7 @@ import (
 	"sync"
 	"time"
 
+	contentapi "github.com/containerd/containerd/api/services/content/v1"
 	controlapi "github.com/moby/buildkit/api/services/control"
 	gwpb "github.com/moby/buildkit/frontend/gateway/pb"
 	"github.com/moby/buildkit/session"
@@ -33,7 +34,6 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/health"
 	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
@@ -41,14 +41,15 @@ import (
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/cache/remote/connect"
 	"github.com/strake-build/strake/layers/image"
+	"github.com/strake-build/strake/registry"
+	"github.com/strake-build/strake/state"
 )
 
 // Options is what a Server works with.
 type Options struct {
-	Builder *builder.Builder
-	Packer  *image.Packer
-	// Caches opens remote caches; nil: there are none.
-	Caches *connect.Connector
+	Root *state.Root
+	// Open opens the store for one build, with the credentials of its client.
+	Open func(registry.Credentials) (*Store, error)
 	// Platforms are those that can be built for; the first is this machine's.
 	Platforms []ocispec.Platform
 	Version   string
@@ -59,8 +60,15 @@ type Options struct {
 	ProvenanceEnv map[string]any
 	// Log takes what nobody else is told; nil: nothing is logged.
 	Log *slog.Logger
-	// Credentials secures connections; nil: they are plain.
-	Credentials credentials.TransportCredentials
+}
+
+// Store is what one build works with. It holds leases until it is closed.
+type Store struct {
+	Builder *builder.Builder
+	Packer  *image.Packer
+	// Caches opens remote caches; nil: there are none.
+	Caches *connect.Connector
+	Close  func() error
 }
 
 // Server serves BuildKit's API. It may serve several listeners.
@@ -77,7 +85,9 @@ type Server struct {
 	mu      sync.Mutex
 	jobs    map[string]*job
 	waiting map[string]chan struct{} // closed when the job is there
-	history history
+	history *history
+	// stopping is closed when the server is.
+	stopping chan struct{}
 }
 
 // The bounds of one message, and how long a call waits for the build it is
@@ -101,27 +111,30 @@ func New(o Options) (*Server, error) {
 	}
 	s := &Server{
 		o: o, sessions: sessions, health: health.NewServer(), now: time.Now,
-		jobs: map[string]*job{}, waiting: map[string]chan struct{}{},
+		jobs: map[string]*job{}, waiting: map[string]chan struct{}{}, stopping: make(chan struct{}),
 	}
-	if s.id, err = workerID(o.Builder.Root); err != nil {
+	if s.id, err = workerID(o.Root); err != nil {
 		return nil, err
 	}
-	s.contexts.root = o.Builder.Root
-	s.history.listeners = map[chan struct{}]bool{}
+	s.contexts.root = o.Root
+	if s.history, err = openHistory(o.Root, func(err error) { o.Log.Warn(err.Error()) }); err != nil {
+		return nil, err
+	}
 	opts := []grpc.ServerOption{
 		grpc.MaxRecvMsgSize(maxMessage), grpc.MaxSendMsgSize(maxMessage),
 		grpc.ChainUnaryInterceptor(s.unary, grpcerrors.UnaryServerInterceptor),
 		grpc.ChainStreamInterceptor(s.stream, grpcerrors.StreamServerInterceptor),
 	}
-	if o.Credentials != nil {
-		opts = append(opts, grpc.Creds(o.Credentials))
-	}
 	s.grpc = grpc.NewServer(opts...)
 	controlapi.RegisterControlServer(s.grpc, s)
 	gwpb.RegisterLLBBridgeServer(s.grpc, &bridge{s: s})
+	contentapi.RegisterContentServer(s.grpc, contentService{blobs: s.history.blobs})
 	healthpb.RegisterHealthServer(s.grpc, s.health)
 	return s, nil
 }
+
+// errStopping is why builds end when the daemon does.
+var errStopping = errors.New("the daemon is stopping")
 
 // stopWait is how long builds may take to stop when the server does.
 const stopWait = 10 * time.Second
@@ -143,10 +156,11 @@ func (s *Server) Serve(ctx context.Context, l net.Listener) error {
 
 // shutdown cancels all builds, and ends connections when they have ended.
 func (s *Server) shutdown() {
+	close(s.stopping)
 	s.health.Shutdown()
 	s.mu.Lock()
 	for _, j := range s.jobs {
-		j.cancel(errors.New("the daemon is stopping"))
+		j.cancel(errStopping)
 	}
 	s.mu.Unlock()
 	done := make(chan struct{})
@@ -215,6 +229,12 @@ func (s *Server) dropJob(j *job) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.jobs, j.ref)
+}
+
+func (s *Server) running(ref string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.jobs[ref] != nil
 }
 
 // job finds a build, waiting for it a little.

@@ -24,7 +24,7 @@ func (j *job) openCaches() error {
 		report(progress.Event{Time: time.Now(), Kind: progress.Warning, Text: err.Error()})
 	}
 	j.caches = &connect.Caches{}
-	if j.s.o.Caches == nil {
+	if j.store.Caches == nil {
 		return nil
 	}
 	imports, err := j.cacheImports()
@@ -44,7 +44,7 @@ func (j *job) openCaches() error {
 		}
 		to = append(to, remote.Spec{Type: e.GetType(), Attrs: attrs})
 	}
-	j.caches, err = j.s.o.Caches.Open(j.ctx, here(from, warn), here(to, warn), connect.Store{Layers: j.s.o.Builder.Layers, Packer: j.s.o.Packer, Guard: j.guard}, warn, report)
+	j.caches, err = j.store.Caches.Open(j.ctx, here(from, warn), here(to, warn), connect.Store{Layers: j.store.Builder.Layers, Packer: j.store.Packer, Guard: j.guard}, warn, report)
 	if err != nil {
 		j.caches = &connect.Caches{}
 		return err
@@ -118,7 +118,7 @@ func (j *job) cacheImports() ([]*controlapi.CacheOptionsEntry, error) {
 // cache does not have what it should.
 func (j *job) again(err error) bool {
 	j.mu.Lock()
-	again := j.ctx.Err() == nil && j.s.o.Builder.Again(&j.request, err)
+	again := j.ctx.Err() == nil && j.store.Builder.Again(&j.request, err)
 	refs := slices.Collect(maps.Values(j.refs))
 	j.mu.Unlock()
 	if again {

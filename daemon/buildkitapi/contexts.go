@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"sync"
@@ -84,6 +85,11 @@ func (c *contexts) take(ctx context.Context, key string) (dir string, release fu
 		}
 		if err == nil {
 			err = os.MkdirAll(dir, 0o700)
+		}
+		if err == nil {
+			// Tells when it was used.
+			now := time.Now()
+			err = os.Chtimes(filepath.Dir(dir), now, now)
 		}
 		if err != nil {
 			free()
@@ -182,7 +188,7 @@ func (j *job) transfer(l *local, sent func(int, bool)) error {
 		return ended(ctx, err)
 	}
 	l.dir = dir
-	d, err := source.OpenDir(dir, source.DirOptions{Index: j.s.o.Builder.Index})
+	d, err := source.OpenDir(dir, source.DirOptions{Index: j.store.Builder.Index})
 	if err != nil {
 		return err
 	}

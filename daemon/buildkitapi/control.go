@@ -50,6 +50,9 @@ func (s *Server) Status(req *controlapi.StatusRequest, stream controlapi.Control
 	if err := stream.SendHeader(nil); err != nil {
 		return err
 	}
+	if r := s.history.recorded(req.Ref); r != nil && !s.running(req.Ref) {
+		return s.history.replay(r, stream.Send)
+	}
 	j, err := s.job(stream.Context(), req.Ref)
 	if err != nil {
 		return err
@@ -72,9 +75,9 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (_ *co
 	}
 	defer s.dropJob(j)
 	defer j.board.close()
-	rec := s.begin(j)
+	rec := s.history.started(j)
 	var response map[string]string
-	defer func() { s.end(j, rec, response, err) }()
+	defer func() { s.history.ended(j, rec, response, err) }()
 	response, err = j.solve()
 	if err != nil {
 		return nil, clientError(ended(ctx, err))

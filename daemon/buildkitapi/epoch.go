@@ -13,7 +13,7 @@ import (
 // epochOf is the time of a remote source: of its commit, of its last change, or
 // of the newest file in it if it is an archive. It is nil if there is none.
 func (j *job) epochOf(ctx context.Context, step *plan.Step) (*time.Time, error) {
-	b := j.s.o.Builder
+	b := j.store.Builder
 	if step == nil {
 		return nil, nil // the client's directory has no time, as in BuildKit
 	}

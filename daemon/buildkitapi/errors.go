@@ -40,6 +40,10 @@ func clientError(err error) error {
 		if step.Exit != 0 {
 			inner = &gwpb.ExitError{ExitCode: uint32(step.Exit), Err: inner}
 		}
+		var vertex *errdefs.VertexError
+		if errors.As(err, &vertex) {
+			inner = errdefs.WrapVertex(inner, digest.Digest(vertex.Digest))
+		}
 		return withSource(inner, step.Step.Source)
 	}
 	return clientText(err)

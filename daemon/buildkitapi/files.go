@@ -44,7 +44,7 @@ func (j *job) view(ref *reference) (*snapshot.View, error) {
 	if len(ref.tree) == 0 {
 		return nil, nil
 	}
-	return j.s.o.Builder.Layers.View(j.ctx, ref.tree, ref.src)
+	return j.store.Builder.Layers.View(j.ctx, ref.tree, ref.src)
 }
 
 // find resolves a path in a result.

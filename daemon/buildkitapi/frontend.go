@@ -604,7 +604,7 @@ func (j *job) resolve(ctx context.Context, ref string, p ocispec.Platform, pull 
 	report := j.board.event("")
 	id := "metadata " + ref + " " + platforms.FormatAll(p)
 	report(progress.Event{Kind: progress.Start, Time: time.Now(), Vertex: id, Name: "[internal] load metadata for " + ref, Internal: true})
-	b, err := j.s.o.Builder.Resolve(ctx, ref, p, pull)
+	b, err := j.store.Builder.Resolve(ctx, ref, p, pull)
 	done := progress.Event{Kind: progress.Done, Time: time.Now(), Vertex: id}
 	if err != nil {
 		done.Error = err.Error()

@@ -1,33 +1,162 @@
 package buildkitapi
 
 import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"github.com/opencontainers/go-digest"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"context"
+	"github.com/strake-build/strake/layers/blob"
+	"github.com/strake-build/strake/state"
 )
 
-// maxHistory is how many builds are remembered, pinned ones not counted.
-const maxHistory = 200
+// The history is history/ of the store:
+//
+//	records/<hex of the build's ref>  a BuildHistoryRecord
+//	blobs/sha256/<hex>                what records point to: logs, errors, traces
+//
+// A record is written when its build has ended, after its blobs. Blobs that no
+// record points to are removed when the daemon starts, and those of a record
+// with it.
 
-// history is what builds there were since the daemon started.
+// How many builds are remembered, and how long, pinned ones not counted.
+const (
+	maxHistory  = 200
+	keepHistory = 30 * 24 * time.Hour
+)
+
+// maxRecord bounds the file of a record.
+const maxRecord = 4 << 20
+
+// history is what builds there were.
 type history struct {
+	root  *state.Root
+	blobs *blob.Store
+	warn  func(error)
+
 	mu         sync.Mutex
 	records    []*controlapi.BuildHistoryRecord // the oldest first
 	generation int32
 	listeners  map[chan struct{}]bool
 	events     []*controlapi.BuildHistoryEvent
-	base       int
+	base       int // how many events were forgotten
 }
 
 // maxEvents is how many events a listener may be behind.
 const maxEvents = 1000
+
+func openHistory(root *state.Root, warn func(error)) (*history, error) {
+	h := &history{root: root, warn: warn, listeners: map[chan struct{}]bool{}}
+	dir, err := root.MkdirAll("history", "records")
+	if err != nil {
+		return nil, err
+	}
+	tmp, err := root.MkdirAll("history", "tmp")
+	if err != nil {
+		return nil, err
+	}
+	if h.blobs, err = blob.Open(root.Path("history", "blobs"), tmp); err != nil {
+		return nil, err
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		r, err := readRecord(filepath.Join(dir, e.Name()))
+		if err != nil || e.Name() != hex.EncodeToString([]byte(r.Ref)) {
+			// Damage, or another version's: worth a word, not the start.
+			warn(errors.Join(fmt.Errorf("history: %s is not a record", e.Name()), err))
+			continue
+		}
+		h.records = append(h.records, r)
+	}
+	slices.SortFunc(h.records, func(a, b *controlapi.BuildHistoryRecord) int {
+		return a.CreatedAt.AsTime().Compare(b.CreatedAt.AsTime())
+	})
+	for _, r := range h.records {
+		h.generation = max(h.generation, r.Generation)
+	}
+	h.trim()
+	return h, h.sweep()
+}
+
+func readRecord(path string) (*controlapi.BuildHistoryRecord, error) {
+	fi, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if fi.Size() > maxRecord {
+		return nil, errors.New("too large")
+	}
+	data, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	r := &controlapi.BuildHistoryRecord{}
+	return r, r.UnmarshalVT(data)
+}
+
+// sweep removes the blobs that no record points to.
+func (h *history) sweep() error {
+	used := map[digest.Digest]bool{}
+	for _, r := range h.records {
+		for _, d := range recordBlobs(r) {
+			used[d] = true
+		}
+	}
+	return h.blobs.List(func(d digest.Digest, _ int64) error {
+		if used[d] {
+			return nil
+		}
+		return h.blobs.Remove(d)
+	})
+}
+
+// recordBlobs are the blobs of a record.
+func recordBlobs(r *controlapi.BuildHistoryRecord) (out []digest.Digest) {
+	add := func(d *controlapi.Descriptor) {
+		if d != nil {
+			out = append(out, digest.Digest(d.Digest))
+		}
+	}
+	add(r.Logs)
+	add(r.Trace)
+	add(r.ExternalError)
+	for _, a := range r.GetResult().GetAttestations() {
+		add(a)
+	}
+	for _, p := range r.Results {
+		for _, a := range p.GetAttestations() {
+			add(a)
+		}
+	}
+	return out
+}
+
+// put stores a blob of a record that is not written yet.
+func (h *history) put(mediaType string, data []byte) (*controlapi.Descriptor, error) {
+	d, n, err := h.blobs.Put(strings.NewReader(string(data)), "", int64(len(data)))
+	if err != nil {
+		return nil, err
+	}
+	return &controlapi.Descriptor{MediaType: mediaType, Digest: d.String(), Size: n}, nil
+}
+
+// The methods below are called with h.mu held.
 
 func (h *history) event(t controlapi.BuildHistoryEventType, r *controlapi.BuildHistoryRecord) {
 	h.events = append(h.events, &controlapi.BuildHistoryEvent{Type: t, Record: r.CloneVT()})
@@ -43,52 +172,62 @@ func (h *history) event(t controlapi.BuildHistoryEventType, r *controlapi.BuildH
 	}
 }
 
-// begin adds a build to the history.
-func (s *Server) begin(j *job) *controlapi.BuildHistoryRecord {
-	r := &controlapi.BuildHistoryRecord{
-		Ref: j.ref, Frontend: j.req.Frontend, FrontendAttrs: j.req.FrontendAttrs, Exporters: j.req.Exporters, CreatedAt: timestamppb.Now(),
-	}
-	if j.req.Internal {
-		return r
-	}
-	h := &s.history
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.generation++
-	r.Generation = h.generation
-	h.records = append(h.records, r)
-	h.event(controlapi.BuildHistoryEventType_STARTED, r)
-	return r
+func (h *history) path(r *controlapi.BuildHistoryRecord) string {
+	return h.root.Path("history", "records", hex.EncodeToString([]byte(r.Ref)))
 }
 
-// end says how a build ended.
-func (s *Server) end(j *job, r *controlapi.BuildHistoryRecord, response map[string]string, err error) {
-	h := &s.history
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	r.CompletedAt, r.ExporterResponse, r.Result = timestamppb.Now(), response, &controlapi.BuildResultInfo{}
-	j.board.mu.Lock()
-	c := j.board.counts
-	j.board.mu.Unlock()
-	r.NumCachedSteps, r.NumTotalSteps, r.NumCompletedSteps, r.NumWarnings = c.cached, c.total, c.completed, c.warnings
+// write stores a record. A build is none the worse if that fails.
+func (h *history) write(r *controlapi.BuildHistoryRecord) {
+	data, err := r.MarshalVT()
+	if err == nil {
+		err = state.WriteFile(h.path(r), data, 0o600, false)
+	}
 	if err != nil {
-		r.Error = status.New(codes.Unknown, err.Error()).Proto()
-		if st, ok := status.FromError(err); ok {
-			r.Error = st.Proto()
+		h.warn(fmt.Errorf("history of build %s: %w", r.Ref, err))
+	}
+}
+
+// remove forgets the record at i, and what only it points to.
+func (h *history) remove(i int) {
+	r := h.records[i]
+	h.event(controlapi.BuildHistoryEventType_DELETED, r)
+	h.records = slices.Delete(h.records, i, i+1)
+	err := os.Remove(h.path(r))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	for _, d := range recordBlobs(r) {
+		shared := slices.ContainsFunc(h.records, func(o *controlapi.BuildHistoryRecord) bool {
+			return slices.Contains(recordBlobs(o), d)
+		})
+		if !shared {
+			err = errors.Join(err, h.blobs.Remove(d))
 		}
 	}
-	if j.req.Internal {
-		return
+	if err != nil {
+		h.warn(fmt.Errorf("history of build %s: %w", r.Ref, err))
 	}
-	h.event(controlapi.BuildHistoryEventType_COMPLETE, r)
-	for len(h.records) > maxHistory {
-		i := slices.IndexFunc(h.records, func(r *controlapi.BuildHistoryRecord) bool { return !r.Pinned && r.CompletedAt != nil })
-		if i < 0 {
-			break
+}
+
+// trim forgets what is too old or too much.
+func (h *history) trim() {
+	before := time.Now().Add(-keepHistory)
+	free := func(r *controlapi.BuildHistoryRecord) bool { return !r.Pinned && r.CompletedAt != nil }
+	for i := 0; i < len(h.records); {
+		if r := h.records[i]; free(r) && (len(h.records) > maxHistory || r.CompletedAt.AsTime().Before(before)) {
+			h.remove(i)
+			continue
 		}
-		h.event(controlapi.BuildHistoryEventType_DELETED, h.records[i])
-		h.records = slices.Delete(h.records, i, i+1)
+		i++
 	}
+}
+
+func (h *history) find(ref string) (int, error) {
+	i := slices.IndexFunc(h.records, func(r *controlapi.BuildHistoryRecord) bool { return r.Ref == ref })
+	if i < 0 {
+		return -1, status.Errorf(codes.NotFound, "no record %s in the history", ref)
+	}
+	return i, nil
 }
 
 // ListenBuildHistory sends the builds there were, and then tells of new ones
@@ -97,13 +236,14 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 	if err := stream.SendHeader(nil); err != nil {
 		return err
 	}
-	if len(req.Filter) > 0 {
-		return unsupported("a filter of the history")
+	match, err := historyFilters(req.Filter)
+	if err != nil {
+		return err
 	}
-	h := &s.history
-	wanted := func(r *controlapi.BuildHistoryRecord) bool {
-		return (req.Ref == "" || req.Ref == r.Ref) && (!req.ActiveOnly || r.CompletedAt == nil)
+	if req.Limit < 0 {
+		return status.Errorf(codes.InvalidArgument, "invalid limit %d", req.Limit)
 	}
+	h := s.history
 	ch := make(chan struct{}, 1)
 	h.mu.Lock()
 	h.listeners[ch] = true
@@ -114,7 +254,7 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 		if r.CompletedAt != nil {
 			t = controlapi.BuildHistoryEventType_COMPLETE
 		}
-		if wanted(r) {
+		if (req.Ref == "" || req.Ref == r.Ref) && (!req.ActiveOnly || r.CompletedAt == nil) && match(r) {
 			send = append(send, &controlapi.BuildHistoryEvent{Type: t, Record: r.CloneVT()})
 		}
 	}
@@ -124,8 +264,9 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 		delete(h.listeners, ch)
 		h.mu.Unlock()
 	}()
-	if n := int(req.Limit); n > 0 && len(send) > n {
-		send = send[len(send)-n:]
+	if n := int(req.Limit); n > 0 {
+		slices.Reverse(send) // the latest first, then
+		send = send[:min(n, len(send))]
 	}
 	for {
 		for _, e := range send {
@@ -138,6 +279,8 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 		}
 		select {
 		case <-ch:
+		case <-s.stopping:
+			return status.Error(codes.Unavailable, errStopping.Error())
 		case <-stream.Context().Done():
 			return nil
 		}
@@ -145,7 +288,7 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 		next = max(next, h.base)
 		send = nil
 		for _, e := range h.events[next-h.base:] {
-			if req.Ref == "" || req.Ref == e.Record.Ref {
+			if (req.Ref == "" || req.Ref == e.Record.Ref) && match(e.Record) {
 				send = append(send, e)
 			}
 		}
@@ -156,28 +299,45 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 
 // UpdateBuildHistory pins and deletes builds of the history.
 func (s *Server) UpdateBuildHistory(_ context.Context, req *controlapi.UpdateBuildHistoryRequest) (*controlapi.UpdateBuildHistoryResponse, error) {
-	h := &s.history
+	h := s.history
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	i := slices.IndexFunc(h.records, func(r *controlapi.BuildHistoryRecord) bool { return r.Ref == req.Ref })
-	if i < 0 {
-		return nil, status.Errorf(codes.NotFound, "no record %s in the history", req.Ref)
+	i, err := h.find(req.Ref)
+	if err != nil {
+		return nil, err
 	}
 	r := h.records[i]
 	switch {
 	case req.Finalize:
-		return &controlapi.UpdateBuildHistoryResponse{}, nil
+		// Records are whole when a build has ended.
+	case r.CompletedAt == nil:
+		return nil, status.Errorf(codes.FailedPrecondition, "build %s has not ended", req.Ref)
 	case req.Delete:
-		if r.CompletedAt == nil {
-			return nil, status.Errorf(codes.FailedPrecondition, "build %s has not ended", req.Ref)
-		}
-		h.event(controlapi.BuildHistoryEventType_DELETED, r)
-		h.records = slices.Delete(h.records, i, i+1)
+		h.remove(i)
 	default:
 		r.Pinned = req.Pinned
+		h.write(r)
+		h.event(controlapi.BuildHistoryEventType_COMPLETE, r)
 	}
 	return &controlapi.UpdateBuildHistoryResponse{}, nil
 }
 
-// since reports whether t is older than d, in nanoseconds.
-func since(t time.Time, d int64) bool { return time.Since(t) >= time.Duration(d) }
+// started makes the record of a build.
+func (h *history) started(j *job) *controlapi.BuildHistoryRecord {
+	r := &controlapi.BuildHistoryRecord{
+		Ref: j.ref, Frontend: j.req.Frontend, FrontendAttrs: j.req.FrontendAttrs, Exporters: j.req.Exporters, CreatedAt: timestamppb.Now(),
+	}
+	if j.req.Internal {
+		return r
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if i, err := h.find(j.ref); err == nil {
+		h.remove(i) // a ref that is used again is another build's
+	}
+	h.generation++
+	r.Generation = h.generation
+	h.records = append(h.records, r)
+	h.event(controlapi.BuildHistoryEventType_STARTED, r)
+	return r
+}

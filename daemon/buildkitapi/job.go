@@ -18,8 +18,10 @@ import (
 	"github.com/moby/buildkit/session"
 	"github.com/moby/buildkit/session/secrets"
 	"github.com/moby/buildkit/session/sshforward"
+	"github.com/moby/buildkit/solver/errdefs"
 	"github.com/moby/buildkit/solver/pb"
 	dockerspec "github.com/moby/docker-image-spec/specs-go/v1"
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/attest"
@@ -61,6 +63,7 @@ type job struct {
 	allow   map[string]bool
 	board   *board
 	guard   *leak.Guard
+	store   *Store
 
 	ctx    context.Context
 	cancel context.CancelCauseFunc
@@ -81,6 +84,7 @@ type job struct {
 	locals  map[string]*local
 	ssh     map[string]string // sockets of agents, by ID
 	closers []func() error
+	users   int // who works with what closers give back: the build itself, and borrowers
 	runs    int
 
 	// A client that is the frontend itself sends its result here.
@@ -125,7 +129,7 @@ func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job
 		guard: &leak.Guard{},
 		s:     s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref), caches: &connect.Caches{},
 		allow: map[string]bool{}, refs: map[string]*reference{}, locals: map[string]*local{},
-		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(),
+		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(), users: 1,
 	}
 	var err error
 	if j.policies, err = parsePolicies(req); err != nil {
@@ -148,6 +152,11 @@ func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job
 		}
 	}
 	j.ctx, j.cancel = context.WithCancelCause(ctx)
+	if j.store, err = s.o.Open(j.credentials); err != nil {
+		j.cancel(err)
+		return nil, err
+	}
+	j.closers = append(j.closers, j.store.Close)
 	return j, nil
 }
 
@@ -160,9 +169,27 @@ func (j *job) onClose(f func() error) {
 
 func (j *job) close() {
 	j.cancel(errors.New("the build has ended"))
+	j.release()
+}
+
+// retain keeps what the job has until release; it reports whether there still is
+// something.
+func (j *job) retain() bool {
 	j.mu.Lock()
-	closers := j.closers
-	j.closers = nil
+	defer j.mu.Unlock()
+	if j.users == 0 {
+		return false
+	}
+	j.users++
+	return true
+}
+
+func (j *job) release() {
+	j.mu.Lock()
+	var closers []func() error
+	if j.users--; j.users == 0 {
+		closers, j.closers = j.closers, nil
+	}
 	j.mu.Unlock()
 	for _, f := range slices.Backward(closers) {
 		if err := f(); err != nil {
@@ -325,7 +352,12 @@ func (j *job) run(refs []*reference) ([]builder.Result, error) {
 	j.mu.Unlock()
 	request := j.builderRequest()
 	request.Build, request.Locals, request.Secret, request.Guard, request.SSH, request.Progress = build, locals, j.secret, j.guard, j.agent, j.board.event(scope)
-	return j.s.o.Builder.Build(j.ctx, request)
+	results, err := j.store.Builder.Build(j.ctx, request)
+	var step *builder.StepError
+	if errors.As(err, &step) {
+		err = errdefs.WrapVertex(err, digest.Digest(j.board.vertexDigest(scope+step.Vertex)))
+	}
+	return results, err
 }
 
 // secret asks the client for a secret.

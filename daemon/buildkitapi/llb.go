@@ -282,11 +282,11 @@ func (t *translation) sourceOp(n *node, step *plan.Step, src *pb.SourceOp) error
 	case "git":
 		step.Op = gitOf(rest, attrs)
 	case strings.TrimSuffix(schemeResult, "://"):
-		ref, err := t.job.lookupAny(rest)
-		if err != nil || ref == nil {
-			return fmt.Errorf("no such result %q: it is of another build", rest)
+		in, err := t.job.borrow(rest)
+		if err != nil {
+			return err
 		}
-		n.outputs[0] = plan.Input{Step: ref.step, Output: ref.output}
+		n.outputs[0] = in
 	case "oci-layout":
 		_, dgst, _ := strings.Cut(rest, "@")
 		store := attrs[pb.AttrOCILayoutStoreID]

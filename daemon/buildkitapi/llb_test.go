@@ -4,20 +4,28 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	controlapi "github.com/moby/buildkit/api/services/control"
 	"github.com/moby/buildkit/solver/pb"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/registry"
 )
 
 // testJob is a job of a server that has nothing to build with: translating asks
 // for no more, but for images.
 func testJob(t testing.TB) *job {
 	t.Helper()
-	s := &Server{o: Options{Platforms: []ocispec.Platform{{OS: "linux", Architecture: "amd64"}}}}
+	s := &Server{now: time.Now, o: Options{
+		Platforms: []ocispec.Platform{{OS: "linux", Architecture: "amd64"}},
+		Open: func(registry.Credentials) (*Store, error) {
+			return &Store{Builder: &builder.Builder{}, Close: func() error { return nil }}, nil
+		},
+	}}
 	j, err := s.newJob(context.Background(), &controlapi.SolveRequest{Ref: "ref", Session: "session"})
 	if err != nil {
 		t.Fatal(err)

@@ -50,16 +50,16 @@ func (j *job) layout(ctx context.Context, sessionID, store, dgst string, p ocisp
 	if err != nil {
 		return fail(err)
 	}
-	b := j.s.o.Builder
-	stored, err := b.Images.LoadOne(ctx, img, func(desc ocispec.Descriptor) (io.ReadCloser, error) { return blob(ctx, cs, desc) }, b.Layers)
+	b := j.store.Builder
+	stored, err := b.Images.LoadOne(ctx, img, func(desc ocispec.Descriptor) (io.ReadCloser, error) { return clientBlob(ctx, cs, desc) }, b.Layers)
 	if err != nil {
 		return fail(err)
 	}
 	return b.Stored(stored, "oci-layout://"+store, p)
 }
 
-// blob opens a blob of the client.
-func blob(ctx context.Context, cs content.Provider, desc ocispec.Descriptor) (io.ReadCloser, error) {
+// clientBlob opens a blob of the client.
+func clientBlob(ctx context.Context, cs content.Provider, desc ocispec.Descriptor) (io.ReadCloser, error) {
 	ra, err := cs.ReaderAt(ctx, desc)
 	if err != nil {
 		return nil, err

@@ -138,12 +138,7 @@ func (o *output) set(key, value string, oci *bool) (err error) {
 			return fmt.Errorf("invalid local exporter mode %q", value)
 		}
 	case "push-by-digest":
-		// Better no image than one under a tag that was not asked for.
-		by := false
-		if err := flag(&by); err != nil || !by {
-			return err
-		}
-		return fmt.Errorf("push-by-digest is not supported")
+		return flag(&o.ByDigest)
 	case "oci-artifact":
 		artifact := true
 		err := flag(&artifact)
@@ -225,9 +220,9 @@ func (j *job) export(res *result, outputs []output) (map[string]string, error) {
 }
 
 func (j *job) deliver(res *result, images []export.Image, o output) (map[string]any, error) {
-	b := j.s.o.Builder
+	b := j.store.Builder
 	o.Pack.Guard = j.guard
-	x := export.Exporter{Packer: j.s.o.Packer, Images: b.Images, Layers: b.Layers, Registry: b.Registry, Progress: j.board.event("")}
+	x := export.Exporter{Packer: j.store.Packer, Images: b.Images, Layers: b.Layers, Registry: b.Registry, Progress: j.board.event("")}
 	switch o.Type {
 	case export.TypeImage:
 		return x.Export(j.ctx, images, o.Output)
@@ -368,7 +363,7 @@ func (j *job) fs(ctx context.Context, img export.Image, o output, suffix string)
 	var v *snapshot.View
 	if len(img.Tree) > 0 {
 		var err error
-		if v, err = j.s.o.Builder.Layers.View(ctx, img.Tree, img.Sources); err != nil {
+		if v, err = j.store.Builder.Layers.View(ctx, img.Tree, img.Sources); err != nil {
 			return nil, err
 		}
 	}

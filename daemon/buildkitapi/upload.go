@@ -27,7 +27,7 @@ func (j *job) upload(u *url.URL, name string) (_ *plan.Local, err error) {
 	if err != nil {
 		return nil, err
 	}
-	dir, err := j.s.o.Builder.Root.TempDir("upload-")
+	dir, err := j.store.Builder.Root.TempDir("upload-")
 	if err != nil {
 		return nil, err
 	}
@@ -40,7 +40,7 @@ func (j *job) upload(u *url.URL, name string) (_ *plan.Local, err error) {
 	if err := errors.Join(err, f.Close()); err != nil {
 		return nil, ended(j.ctx, err)
 	}
-	d, err := source.OpenDir(dir, source.DirOptions{Index: j.s.o.Builder.Index})
+	d, err := source.OpenDir(dir, source.DirOptions{Index: j.store.Builder.Index})
 	if err != nil {
 		return nil, err
 	}

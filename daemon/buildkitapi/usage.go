@@ -2,82 +2,161 @@ package buildkitapi
 
 import (
 	"context"
-	"fmt"
-	"slices"
+	"errors"
+	"time"
 
+	"github.com/containerd/containerd/v2/pkg/filters"
 	controlapi "github.com/moby/buildkit/api/services/control"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
-	"github.com/strake-build/strake/cache"
-	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/state/gc"
 )
 
-// DiskUsage lists the stored results.
-func (s *Server) DiskUsage(ctx context.Context, req *controlapi.DiskUsageRequest) (*controlapi.DiskUsageResponse, error) {
-	if len(req.Filter) > 0 {
-		return nil, unsupported("a filter of the disk usage")
+// keeper looks after the store. It has to be closed.
+func (s *Server) keeper() (*gc.Store, func() error, error) {
+	st, err := s.o.Open(nil)
+	if err != nil {
+		return nil, nil, err
 	}
-	records, err := s.o.Builder.Cache.All()
+	b := st.Builder
+	return &gc.Store{Root: b.Root, Layers: b.Layers, Blobs: b.Blobs, Images: b.Images, Cache: b.Cache}, st.Close, nil
+}
+
+// DiskUsage lists what is in the store.
+func (s *Server) DiskUsage(ctx context.Context, req *controlapi.DiskUsageRequest) (_ *controlapi.DiskUsageResponse, err error) {
+	match, err := usageFilters(req.Filter)
+	if err != nil {
+		return nil, err
+	}
+	keeper, done, err := s.keeper()
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	entries, err := keeper.Usage(ctx)
 	if err != nil {
 		return nil, err
 	}
 	out := &controlapi.DiskUsageResponse{}
-	for _, r := range records {
-		if !since(r.Used, req.AgeLimit) {
-			continue
+	for _, e := range entries {
+		u := usageRecord(e)
+		if u != nil && older(e, time.Duration(req.AgeLimit)) && match(u) {
+			out.Record = append(out.Record, u)
 		}
-		u, err := s.usage(r)
-		if err != nil {
-			return nil, err
-		}
-		out.Record = append(out.Record, u)
 	}
 	return out, nil
 }
 
-func (s *Server) usage(r cache.Record) (*controlapi.UsageRecord, error) {
-	// A result's own part is the last layer of its trees: the others are of
-	// the steps before it.
-	var own []layers.ID
-	for _, t := range r.Outputs {
-		if n := len(t); n > 0 && !slices.Contains(own, t[n-1]) {
-			own = append(own, t[n-1])
-		}
+// older reports whether an entry was last used d ago or before.
+func older(e gc.Entry, d time.Duration) bool {
+	at := e.Used
+	if at.IsZero() {
+		at = e.Created
 	}
-	size, err := s.o.Builder.Layers.Usage(own...)
-	if err != nil {
-		return nil, fmt.Errorf("size of %s: %w", r.Key, err)
-	}
-	return &controlapi.UsageRecord{
-		ID: string(r.Key), Size: size, Description: r.Why.Name, RecordType: "regular", UsageCount: 1,
-		CreatedAt: timestamppb.New(r.Made), LastUsedAt: timestamppb.New(r.Used),
-	}, nil
+	return time.Since(at) >= d
 }
 
-// Prune forgets stored results. Layers that nothing refers to any more are
-// removed when the store is collected.
-func (s *Server) Prune(req *controlapi.PruneRequest, stream controlapi.Control_PruneServer) error {
-	if len(req.Filter) > 0 {
-		return unsupported("a filter of what to prune")
+// recordTypes are BuildKit's names for the types of what it stores. Blobs and
+// pieces of layers are parts of images that it counts with their layers.
+var recordTypes = map[gc.Type]string{
+	gc.TypeLayer: "regular", gc.TypeBlob: "regular", gc.TypeSegments: "internal", gc.TypeCacheMount: "exec.cachemount",
+	gc.TypeContext: "source.local",
+}
+
+// usageRecord is an entry in BuildKit's form; nil if that has none for it.
+func usageRecord(e gc.Entry) *controlapi.UsageRecord {
+	t, ok := recordTypes[e.Type]
+	if !ok {
+		return nil
 	}
-	records, err := s.o.Builder.Cache.All()
+	u := &controlapi.UsageRecord{
+		ID: e.ID, Size: e.Size, Description: e.Description, RecordType: t, UsageCount: 1,
+		InUse: e.InUse, Shared: e.Image, Mutable: e.Type == gc.TypeCacheMount,
+	}
+	if !e.Created.IsZero() {
+		u.CreatedAt = timestamppb.New(e.Created)
+	}
+	if !e.Used.IsZero() {
+		u.LastUsedAt = timestamppb.New(e.Used)
+	}
+	return u
+}
+
+// Prune removes build cache, and tells what went.
+func (s *Server) Prune(req *controlapi.PruneRequest, stream controlapi.Control_PruneServer) (err error) {
+	match, err := usageFilters(req.Filter)
 	if err != nil {
 		return err
 	}
-	for _, r := range records {
-		if !since(r.Used, req.KeepDuration) {
-			continue
-		}
-		u, err := s.usage(r)
+	keeper, done, err := s.keeper()
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, done()) }()
+	o := gc.Options{
+		All: req.All, KeepDuration: time.Duration(req.KeepDuration),
+		MaxUsed: req.MaxUsedSpace, MinFree: req.MinFreeSpace, Reserved: req.ReservedSpace,
+	}
+	if len(req.Filter) > 0 {
+		entries, err := keeper.Usage(stream.Context())
 		if err != nil {
 			return err
 		}
-		if err := s.o.Builder.Cache.Delete(r.Key); err != nil {
-			return err
+		for _, e := range entries {
+			if u := usageRecord(e); u != nil && match(u) {
+				o.IDs = append(o.IDs, e.ID)
+			}
 		}
-		if err := stream.Send(u); err != nil {
-			return err
+		if len(o.IDs) == 0 {
+			return nil
 		}
 	}
-	return nil
+	removed, err := keeper.Prune(stream.Context(), o)
+	for _, e := range removed {
+		if u := usageRecord(e); u != nil {
+			if err := stream.Send(u); err != nil {
+				return err
+			}
+		}
+	}
+	return err
+}
+
+// usageFilters reads filters in containerd's form, one of which has to match:
+// "type==exec.cachemount,id~=^abc", "inuse".
+func usageFilters(list []string) (func(*controlapi.UsageRecord) bool, error) {
+	f, err := filters.ParseAll(list...)
+	if err != nil {
+		return nil, status.Errorf(codes.InvalidArgument, "filter: %v", err)
+	}
+	return func(u *controlapi.UsageRecord) bool {
+		return f.Match(filters.AdapterFunc(func(path []string) (string, bool) { return usageField(u, path) }))
+	}, nil
+}
+
+func usageField(u *controlapi.UsageRecord, path []string) (string, bool) {
+	if len(path) == 0 {
+		return "", false
+	}
+	switch path[0] {
+	case "id":
+		return u.ID, true
+	case "description":
+		return u.Description, u.Description != ""
+	case "type":
+		return u.RecordType, true
+	case "inuse":
+		return "", u.InUse
+	case "mutable":
+		return "", u.Mutable
+	case "immutable":
+		return "", !u.Mutable
+	case "shared":
+		return "", u.Shared
+	case "private":
+		return "", !u.Shared
+	}
+	return "", false
 }

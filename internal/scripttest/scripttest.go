@@ -31,12 +31,14 @@
 //
 // Conditions: [root], [userns] (an ordinary user may make user namespaces),
 // [sandbox] (processes can be run: root), [busybox], [static] (strake needs no
-// dynamic loader, and can run in any root).
+// dynamic loader, and can run in any root), [buildctl] and [buildx] (they are
+// built from their modules, once, and are in $PATH).
 package scripttest
 
 import (
 	"bytes"
 	"debug/elf"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -86,6 +88,12 @@ func setup(e *testscript.Env) error {
 	e.Setenv("DOCKER_CONFIG", filepath.Join(home, ".docker"))
 	e.Setenv("STRAKE_ROOT", e.WorkDir+".store")
 	e.Setenv("XDG_DATA_HOME", "")
+	examples, err := filepath.Abs("../../examples")
+	if err != nil {
+		return err
+	}
+	e.Setenv("EXAMPLES", examples)
+	e.Setenv("PATH", clientDir()+string(os.PathListSeparator)+e.Getenv("PATH"))
 	e.Setenv("TERM", "dumb")
 	t, ok := e.T().(interface{ Errorf(string, ...any) })
 	e.Defer(func() {
@@ -126,6 +134,13 @@ func condition(cond string) (bool, error) {
 	case "busybox":
 		_, err := exec.LookPath("busybox")
 		return err == nil, nil
+	case "buildctl", "buildx":
+		ok, err := haveClient(cond)
+		if err != nil {
+			// The script says what is not tested, this says why.
+			fmt.Fprintf(os.Stderr, "%s: %v\n", cond, err)
+		}
+		return ok, nil
 	case "userns":
 		return exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Ur", "true").Run() == nil, nil
 	}

@@ -51,6 +51,7 @@ const (
 	TypeLayer      Type = "layer"
 	TypeBlob       Type = "blob"       // a packed layer, a configuration or manifest
 	TypeCacheMount Type = "cachemount" // the contents of RUN --mount=type=cache
+	TypeContext    Type = "context"    // a copy of a directory of a client of the daemon
 	TypeSegments   Type = "segments"   // compressed pieces of layers; one entry for all
 	TypeOther      Type = "other"      // records, indexes, temporary files: a directory of the store
 )
@@ -58,7 +59,7 @@ const (
 // Entry is something in the store.
 type Entry struct {
 	// ID is the layer's ID, the blob's digest, the hash of the cache mount's
-	// id, or the name of a directory of the store.
+	// id, the name of the context's lock, or the name of a directory of the store.
 	ID   string `json:"id"`
 	Type Type   `json:"type"`
 	// Size is what it takes on the disk, in bytes. Files that layers share

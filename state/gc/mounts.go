@@ -65,12 +65,19 @@ func (s *Store) mountUsed(m cacheMount, top os.FileInfo) time.Time {
 	return used
 }
 
-// tryMount locks a cache mount unless a step uses it. It does not wait: steps
-// hold this lock and wait for the gc lock, which we hold. Root.Lock has a
-// context to end its waiting, but can't be asked to try once; the rules for the
-// file are those of docs/store.md.
+// tryMount locks a cache mount unless a step uses it.
 func (s *Store) tryMount(name string) (unlock func(), ok bool) {
-	f, err := os.OpenFile(s.Root.Path("locks", "cachemount-"+name), os.O_RDWR|os.O_CREATE, 0o600)
+	return s.tryLock("cachemount-" + name)
+}
+
+// tryContext locks the copy of a context unless a build uses it.
+func (s *Store) tryContext(id string) (unlock func(), ok bool) { return s.tryLock("context-" + id) }
+
+// tryLock does not wait: steps hold these locks and wait for the gc lock, which
+// we hold. Root.Lock has a context to end its waiting, but can't be asked to
+// try once; the rules for the file are those of docs/store.md.
+func (s *Store) tryLock(name string) (unlock func(), ok bool) {
+	f, err := os.OpenFile(s.Root.Path("locks", name), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return nil, false
 	}

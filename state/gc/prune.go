@@ -51,6 +51,7 @@ type candidate struct {
 	// One of these.
 	record  *cache.Record
 	mount   *cacheMount
+	context *contextCopy
 	segment os.FileInfo
 }
 
@@ -296,6 +297,15 @@ func (p *pruning) candidates() ([]candidate, error) {
 			add(candidate{used: m.used, mount: m})
 		}
 	}
+	contexts, err := p.contexts()
+	if err != nil {
+		return nil, err
+	}
+	for i := range contexts {
+		if c := &contexts[i]; p.o.wants(TypeContext, c.id()) {
+			add(candidate{used: c.used, context: c})
+		}
+	}
 	if p.o.wants(TypeSegments, string(TypeSegments)) {
 		segments, err := os.ReadDir(p.Root.Path("segments"))
 		if err := ignoreMissing(err); err != nil {
@@ -347,6 +357,13 @@ func (p *pruning) drop(c candidate) error {
 		}
 		defer unlock()
 		return p.remove(c.mount.entry(false), "")
+	case c.context != nil:
+		unlock, ok := p.tryContext(c.context.id())
+		if !ok {
+			return nil
+		}
+		defer unlock()
+		return p.remove(c.context.entry(false), "")
 	default:
 		err := os.Remove(p.Root.Path("segments", c.segment.Name()))
 		if err != nil {

@@ -57,6 +57,17 @@ func (s *Store) entries(ctx context.Context) ([]Entry, error) {
 		}
 		list = append(list, m.entry(!ok))
 	}
+	contexts, err := s.contexts()
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range contexts {
+		unlock, ok := s.tryContext(c.id())
+		if ok {
+			unlock()
+		}
+		list = append(list, c.entry(!ok))
+	}
 	others, err := os.ReadDir(s.Root.Dir())
 	if err != nil {
 		return nil, err
@@ -75,6 +86,8 @@ var descriptions = map[string]string{
 	"blobs":       "the directory of blobs",
 	"cache":       "results of steps",
 	"cachemounts": "the directory of cache mounts",
+	"contexts":    "the directory of copies of clients' directories",
+	"history":     "builds of the daemon's clients",
 	"images":      "images and their names",
 	"index":       "digests of files of build contexts",
 	"layers":      "the directory of layers",
@@ -185,6 +198,8 @@ func (s *Store) place(e Entry) string {
 		return s.Root.Path("layers", e.ID)
 	case TypeCacheMount:
 		return s.Root.Path("cachemounts", e.ID)
+	case TypeContext:
+		return s.contextPlace(e.ID)
 	case TypeBlob:
 		return s.Blobs.Path(digest.Digest(e.ID))
 	}
