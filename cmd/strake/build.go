@@ -291,6 +291,7 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		e.warnf("remember the context: %v", err)
 	}
 	e.closeDisplay(display)
+	s.autoGC(ctx, e)
 	return o.results(metadata, outputs, e)
 }
 
