@@ -60,6 +60,7 @@ type buildOptions struct {
 	parallel      int
 	locked        bool
 	lockFile      string
+	onError       string
 
 	sourceDateEpoch string
 }
@@ -89,6 +90,7 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	f.StringSliceVar(&o.allow, "allow", nil, "permit RUN steps what they ask for: network.host, security.insecure")
 	f.StringVar(&o.sourceDateEpoch, "source-date-epoch", "", "how old the image is: `SECONDS` since 1970, or context, the time of its commit or newest file")
 	f.IntVar(&o.parallel, "parallel", 0, "how many steps run at once (default 16 and two for each processor)")
+	f.StringVar(&o.onError, "on-error", "", "when a RUN fails: `shell` for a shell on this terminal where it failed")
 	o.registryOptions.addFlags(f)
 	o.sandboxOptions.addFlags(f)
 	o.resourceOptions.addFlags(f)
@@ -160,6 +162,9 @@ The image is put into the local store, or delivered as --output and --push say.`
 
 func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (err error) {
 	started := time.Now()
+	if err := o.checkOnError(e); err != nil {
+		return err
+	}
 	popts, err := o.parserOptions(e)
 	if err != nil {
 		return err
@@ -275,6 +280,10 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		Build: build, Locals: in.locals, Secret: secrets, SSH: agents, NoCache: o.noCache, Progress: display.Event, Record: rec.build(),
 	}
 	remotes, err := caches.open(ctx, s, &request)
+	if o.onError != "" {
+		request.OnError = e.shellOnError(func() { e.closeDisplay(display) })
+	}
+	finish, err := caches.open(ctx, s, &request)
 	if err != nil {
 		return err
 	}
