@@ -202,7 +202,7 @@ func writeFinding(b *strings.Builder, f explain.Finding, all *builds.Store) {
 	if f.Against != "" {
 		fmt.Fprintf(b, "  compared with build %s", short12(f.Against))
 		if r, err := all.Get(f.Against); err == nil {
-			fmt.Fprintf(b, " of %s ago", units.HumanDuration(time.Since(r.Created)))
+			fmt.Fprintf(b, " of %s ago", strings.ToLower(units.HumanDuration(time.Since(r.Created))))
 		}
 		b.WriteByte('\n')
 	}
