@@ -287,6 +287,7 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err != nil {
 		return err
 	}
+	rec.shareBy(ctx, caches, s)
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Registry: s.client, Stdout: e.stdout, Progress: display.Event}
 	metadata, err = deliver(ctx, b, request, x, outputs, describe.attest, remotes.Fields())
 	// What was done is worth to be kept if the rest failed, too.
