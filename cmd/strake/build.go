@@ -279,11 +279,10 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	request := builder.Request{
 		Build: build, Locals: in.locals, Secret: secrets, SSH: agents, NoCache: o.noCache, Progress: display.Event, Record: rec.build(),
 	}
-	remotes, err := caches.open(ctx, s, &request)
 	if o.onError != "" {
 		request.OnError = e.shellOnError(func() { e.closeDisplay(display) })
 	}
-	finish, err := caches.open(ctx, s, &request)
+	remotes, err := caches.open(ctx, s, &request)
 	if err != nil {
 		return err
 	}
