@@ -70,11 +70,12 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 	}
 	bd.findMinimal()
 
-	defer func() {
-		if r.Record != nil {
-			r.Record.SetSteps(r.Build, bd.steps())
+	if r.Record != nil {
+		if err := r.Record.Plan(r.Build, bd.steps()); err != nil {
+			return nil, err
 		}
-	}()
+		defer func() { r.Record.SetSteps(r.Build, bd.steps()) }()
+	}
 	results := make([]Result, len(r.Build.Targets))
 	g, gctx := errgroup.WithContext(ctx)
 	for i, t := range r.Build.Targets {

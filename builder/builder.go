@@ -11,6 +11,7 @@ package builder
 
 import (
 	"context"
+	"os"
 	"sync"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -93,6 +94,11 @@ type Request struct {
 	verify  bool // see Verify
 
 	Progress progress.Func
+	// OnError is called when the process of a step failed, before its root
+	// file system is discarded; nil is allowed. run runs another process there,
+	// on a terminal whose master it passes on (see sandbox.Process.Terminal),
+	// and returns its exit code.
+	OnError func(err *StepError, run func(args []string, terminal func(master *os.File)) (int, error))
 	// Record gets what went into the steps, and what became of them; nil:
 	// nobody wants to know.
 	Record *builds.Build

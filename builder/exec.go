@@ -102,10 +102,27 @@ func (e *execution) run(ctx context.Context) ([]layers.Tree, error) {
 		return nil, &StepError{Step: e.v.step, Vertex: e.v.id, Log: log.bytes(), Err: err}
 	}
 	if ok := e.op.ExitCodes; code != 0 && len(ok) == 0 || len(ok) > 0 && !slices.Contains(ok, code) {
-		return nil, &StepError{Step: e.v.step, Vertex: e.v.id, Exit: code, Log: log.bytes(),
+		err := &StepError{Step: e.v.step, Vertex: e.v.id, Exit: code, Log: log.bytes(),
 			Err: fmt.Errorf("process %q did not complete successfully: exit code: %d", strings.Join(e.op.Args, " "), code)}
+		if e.bd.r.OnError != nil {
+			e.bd.r.OnError(err, func(args []string, terminal func(*os.File)) (int, error) { return e.shell(ctx, args, terminal) })
+		}
+		return nil, err
 	}
 	return e.commit(ctx)
+}
+
+// shell runs another process, on a terminal, where that of the step failed: in
+// its root file system as it left it, with its mounts and network.
+func (e *execution) shell(ctx context.Context, args []string, terminal func(*os.File)) (int, error) {
+	c, p := e.config, e.process
+	c.Args, c.Terminal = args, true
+	spec, err := sandbox.New(c)
+	if err != nil {
+		return 0, err
+	}
+	p.Spec, p.Stdout, p.Stderr, p.Terminal = spec, nil, nil, terminal
+	return e.bd.b.Runner.Run(ctx, p)
 }
 
 // commit makes layers of what was written.

@@ -510,9 +510,10 @@ func (s *Store) compact() error {
 	m := newMark()
 	oldest := hours(s.now().Add(-memoKeep))
 	err = writeSnapshot(s.snapshotPath(), m, func(yield func(frame) bool) {
+		more := true // no longer if writing failed, as on a full disk
 		s.each(func(f frame) {
-			if f.kind != kindMemo || f.used >= oldest {
-				yield(f)
+			if more && (f.kind != kindMemo || f.used >= oldest) {
+				more = yield(f)
 			}
 		})
 	})

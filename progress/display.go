@@ -153,11 +153,17 @@ func NewDisplay(w io.Writer, o Options) *Display {
 func (d *Display) Event(e Event) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if d.closed {
-		return
-	}
 	if e.Time.IsZero() {
 		e.Time = time.Now()
+	}
+	if d.closed { // logs go on
+		if d.logs != nil {
+			d.logs.Event(e)
+		}
+		if e.Vertex != "" {
+			d.note(d.vertex(e), e)
+		}
+		return
 	}
 	if e.Kind == Warning {
 		d.warnings = append(d.warnings, e)
@@ -254,7 +260,7 @@ func (d *Display) note(v *vertex, e Event) {
 const maxParts = 256
 
 // Close shows what is left and waits until all is written. Events that come
-// later are dropped. The error is the first one of writing.
+// later are not shown. The error is the first one of writing.
 func (d *Display) Close() error {
 	d.mu.Lock()
 	if d.closed {

@@ -71,6 +71,17 @@ func recordName(k cache.Key) string { return schema + "r-" + string(k) }
 // known by in memos.
 func identityName(k cache.Key) string { return schema + "t-" + string(k) }
 
+// BuildName names the record of the last build of a kind, which attributes tell
+// from others. Unlike all else it is replaced by the next such build: nothing
+// depends on it, it explains what changed.
+func BuildName(attrs ...string) string {
+	h := sha256.New()
+	for _, a := range attrs {
+		h.Write([]byte(strconv.Itoa(len(a)) + ":" + a))
+	}
+	return schema + "b-" + hex.EncodeToString(h.Sum(nil))
+}
+
 // memoName names a memo.
 func memoName(tree, selector string) string {
 	h := sha256.New()

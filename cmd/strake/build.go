@@ -60,6 +60,7 @@ type buildOptions struct {
 	parallel      int
 	locked        bool
 	lockFile      string
+	onError       string
 
 	sourceDateEpoch string
 	noLeakGuard     bool
@@ -93,6 +94,7 @@ func (o *buildOptions) addFlags(f *pflag.FlagSet) {
 	f.BoolVar(&o.noLeakGuard, "no-leak-guard", false, "don't search the image for the values of secrets, nor keep them out of logs")
 	f.StringVar(&o.sourceDateEpoch, "source-date-epoch", "", "how old the image is: `SECONDS` since 1970, or context, the time of its commit or newest file")
 	f.IntVar(&o.parallel, "parallel", 0, "how many steps run at once (default 16 and two for each processor)")
+	f.StringVar(&o.onError, "on-error", "", "when a RUN fails: `shell` for a shell on this terminal where it failed")
 	o.registryOptions.addFlags(f)
 	o.sandboxOptions.addFlags(f)
 	o.resourceOptions.addFlags(f)
@@ -165,6 +167,9 @@ The image is put into the local store, or delivered as --output and --push say.`
 
 func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (err error) {
 	started := time.Now()
+	if err := o.checkOnError(e); err != nil {
+		return err
+	}
 	popts, err := o.parserOptions(e)
 	if err != nil {
 		return err
@@ -283,10 +288,14 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	request := builder.Request{
 		Build: build, Locals: in.locals, Secret: secrets, Guard: guard, SSH: agents, NoCache: o.noCache, Progress: display.Event, Record: rec.build(),
 	}
+	if o.onError != "" {
+		request.OnError = e.shellOnError(func() { e.closeDisplay(display) })
+	}
 	remotes, err := caches.open(ctx, s, &request)
 	if err != nil {
 		return err
 	}
+	rec.shareBy(ctx, caches, s)
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Registry: s.client, Stdout: e.stdout, Progress: display.Event}
 	metadata, err = deliver(ctx, b, request, x, outputs, o.verify, describe.attest, remotes.Fields())
 	// What was done is worth to be kept if the rest failed, too.
@@ -300,6 +309,7 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 		e.warnf("remember the context: %v", err)
 	}
 	e.closeDisplay(display)
+	s.autoGC(ctx, e)
 	return o.results(metadata, outputs, e)
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"time"
 
 	"github.com/docker/go-units"
@@ -33,7 +34,7 @@ func newDu(e *env) *cobra.Command {
 }
 
 // usageRow is an entry of the store in a list.
-type usageRow struct{ ID, Type, Reclaimable, InUse, Size, CreatedSince, LastUsedSince, Description string }
+type usageRow struct{ ID, Type, Reclaimable, InUse, Size, Bytes, CreatedSince, LastUsedSince, Description string }
 
 var (
 	usageColumns   = []column{{"ID", "ID"}, {"Type", "TYPE"}, {"Reclaimable", "RECLAIMABLE"}, {"Size", "SIZE"}, {"LastUsedSince", "LAST ACCESSED"}}
@@ -76,7 +77,7 @@ func usageRows(entries []gc.Entry) []any {
 	for _, en := range entries {
 		r := usageRow{
 			ID: en.ID, Type: string(en.Type), Reclaimable: fmt.Sprint(en.Reclaimable()), InUse: fmt.Sprint(en.InUse),
-			Size: size(en.Size), CreatedSince: ago(en.Created), LastUsedSince: ago(en.Used), Description: cleaned(en.Description),
+			Size: size(en.Size), Bytes: strconv.FormatInt(en.Size, 10), CreatedSince: ago(en.Created), LastUsedSince: ago(en.Used), Description: cleaned(en.Description),
 		}
 		if en.Type == gc.TypeLayer || en.Type == gc.TypeBlob || en.Type == gc.TypeCacheMount || en.Type == gc.TypeContext {
 			r.ID = shortID(en.ID)

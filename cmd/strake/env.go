@@ -75,6 +75,11 @@ func (e *env) warnf(format string, args ...any) {
 	fmt.Fprintf(e.stderr, "WARNING: "+format+"\n", args...)
 }
 
+// notef writes a line to stderr that is no warning.
+func (e *env) notef(format string, args ...any) {
+	fmt.Fprintf(e.stderr, format+"\n", args...)
+}
+
 // isTerminal reports whether f is a terminal that understands escape sequences.
 func (e *env) isTerminal(f *os.File) bool {
 	return term.IsTerminal(int(f.Fd()))

@@ -18,6 +18,7 @@ type pruneOptions struct {
 	all, force, images         bool
 	filters                    []string
 	reserved, maxUsed, minFree string
+	keepDuration               time.Duration
 }
 
 func newPrune(e *env) *cobra.Command {
@@ -28,7 +29,7 @@ func newPrune(e *env) *cobra.Command {
 		Long: `Remove results of steps, cache mounts and whatever else no image needs and no
 process uses. It is made again by the next build that wants it. Images stay,
 but for those without a name if --images is given.`,
-		Example: "  strake prune\n  strake prune --force --filter until=168h\n  strake prune --force --max-used-space 20GB",
+		Example: "  strake prune\n  strake prune --force --filter until=168h\n  strake prune --force --max-used-space 20GB --reserved-space 5GB\n  strake prune --force --keep-duration 48h",
 		Args:    nArgs(0, 0, ""),
 		RunE:    func(cmd *cobra.Command, _ []string) error { return runPrune(cmd.Context(), o, e) },
 	}
@@ -37,6 +38,7 @@ but for those without a name if --images is given.`,
 	f.BoolVarP(&o.force, "force", "f", false, "do not ask")
 	f.BoolVar(&o.images, "images", false, "remove images without a name, too")
 	f.StringArrayVar(&o.filters, "filter", nil, "remove only some: until=DURATION (not used for that long), type=layer|blob|cachemount|context|segments, id=ID")
+	f.DurationVar(&o.keepDuration, "keep-duration", 0, "keep what was used within this time, as 48h")
 	f.StringVar(&o.reserved, "reserved-space", "", "space that is kept in any case, as 10GB")
 	f.StringVar(&o.maxUsed, "max-used-space", "", "remove until the store takes no more than this")
 	f.StringVar(&o.minFree, "min-free-space", "", "remove until this is free on the disk")
@@ -44,7 +46,10 @@ but for those without a name if --images is given.`,
 }
 
 func (o pruneOptions) request() (gc.Options, error) {
-	r := gc.Options{All: o.all}
+	r := gc.Options{All: o.all, KeepDuration: o.keepDuration}
+	if o.keepDuration < 0 {
+		return r, usagef("--keep-duration %s: it is a duration, as 48h", o.keepDuration)
+	}
 	for flag, v := range map[string]struct {
 		text string
 		to   *int64

@@ -24,6 +24,10 @@ type recording struct {
 	b     *builds.Build
 	// explain: tell why steps were run.
 	explain bool
+	// elsewhere finds builds to compare with if there are none here, and share
+	// hands the record on; nil is allowed.
+	elsewhere func(explain.Build, builds.Record) []explain.Build
+	share     func(builds.Record)
 }
 
 // builds are the records of builds.
@@ -75,6 +79,9 @@ func (r *recording) end(err error, metadata map[string]any) {
 	if r.explain {
 		r.tellWhy()
 	}
+	if r.share != nil && err == nil {
+		r.share(r.b.Record())
+	}
 }
 
 // tellWhy prints a line for each branch of the build in which steps were run,
@@ -91,7 +98,11 @@ func (r *recording) tellWhy() {
 	}
 	record := r.b.Record()
 	now := explain.Build{Ref: record.Ref, Attrs: record.Attrs, Steps: steps, Files: record.Files}
-	for _, f := range explain.Explain(now, explain.Past(record, steps, all)) {
+	past := explain.Past(record, steps, all)
+	if len(past) == 0 && r.elsewhere != nil {
+		past = r.elsewhere(now, record)
+	}
+	for _, f := range explain.Explain(now, past) {
 		if c := f.Causes[0]; c.Kind != explain.New || c.Change != "" {
 			fmt.Fprintf(r.e.stderr, "why: %s\n", cleaned(f.Line()))
 		}

@@ -73,7 +73,7 @@ func newRoot(e *env, sig *signals) *cobra.Command {
 			root.AddCommand(c)
 		}
 	}
-	add("build", newBuild(e), newLock(e), newWhy(e), newRun(e, sig), newServe(e))
+	add("build", newBuild(e), newLock(e), newWhy(e), newContext(e), newGraph(e), newRun(e, sig), newServe(e))
 	add("image", newImages(e), newTag(e), newRmi(e), newInspect(e), newHistory(e), newSave(e), newLoad(e))
 	add("registry", newPull(e), newPush(e), newLogin(e), newLogout(e))
 	add("store", newDu(e), newPrune(e), newCheck(e), newRepair(e))

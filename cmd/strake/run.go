@@ -345,17 +345,28 @@ func (o runOptions) find(ctx context.Context, ref string, s *store, e *env) (ima
 
 // terminal makes the process's terminal the one that strake has, until restore.
 func (o runOptions) terminal(c *container.Config, e *env) (restore func(), err error) {
+	if t := e.getenv("TERM"); t != "" {
+		c.Env = append([]string{"TERM=" + t}, c.Env...)
+	}
+	c.Terminal, restore, err = e.attach(o.interactive)
+	c.Stdin = nil
+	return restore, err
+}
+
+// attach returns what takes the master of a terminal that a process has, and
+// connects it to stdout, and stdin if it is interactive, until restore.
+func (e *env) attach(interactive bool) (take func(master *os.File), restore func(), err error) {
 	var restores []func()
 	restore = func() {
 		for _, f := range restores {
 			f()
 		}
 	}
-	if o.interactive {
+	if interactive {
 		fd := int(e.stdin.Fd())
 		old, err := term.MakeRaw(fd)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		restores = append(restores, func() { _ = term.Restore(fd, old) })
 	}
@@ -366,11 +377,7 @@ func (o runOptions) terminal(c *container.Config, e *env) (restore func(), err e
 			<-ended
 		}
 	})
-	if t := e.getenv("TERM"); t != "" {
-		c.Env = append([]string{"TERM=" + t}, c.Env...)
-	}
-	stdin := c.Stdin
-	c.Terminal = func(master *os.File) {
+	return func(master *os.File) {
 		started = true
 		resize := make(chan os.Signal, 1)
 		signal.Notify(resize, syscall.SIGWINCH)
@@ -388,8 +395,8 @@ func (o runOptions) terminal(c *container.Config, e *env) (restore func(), err e
 				}
 			}
 		}()
-		if stdin != nil {
-			go func() { _, _ = io.Copy(master, stdin) }() // ends with the program: a read of a terminal can't be stopped
+		if interactive {
+			go func() { _, _ = io.Copy(master, e.stdin) }() // ends with the program: a read of a terminal can't be stopped
 		}
 		go func() {
 			defer close(ended)
@@ -398,7 +405,5 @@ func (o runOptions) terminal(c *container.Config, e *env) (restore func(), err e
 			close(stop)
 			_ = master.Close()
 		}()
-	}
-	c.Stdin = nil
-	return restore, nil
+	}, restore, nil
 }

@@ -18,6 +18,7 @@ import (
 )
 
 type whyOptions struct {
+	registryOptions
 	build, against, format string
 }
 
@@ -36,6 +37,7 @@ but the records of builds is read.`,
 		Example: `  strake why                            # the last build, against the one before it
   strake why 'COPY . .'                 # one step
   strake why --build ^1 --against ^5    # the last build but one, against the one 5 before the last
+  strake why --against type=registry,ref=registry.example/app:cache
   strake why --format github            # annotations for GitHub Actions`,
 		Args: nArgs(0, 1, "one step or stage at most"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -44,16 +46,17 @@ but the records of builds is read.`,
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.build, "build", "^", "the build to explain: its `REF`, ^ for the last one, ^N for the Nth before it")
-	f.StringVar(&o.against, "against", "", "the build to compare with, likewise (default the last one like it)")
+	f.StringVar(&o.against, "against", "", "the build to compare with, likewise, or the cache that a build like it was written to, as type=registry,ref=`REF` (default the last one like it)")
 	f.StringVar(&o.format, "format", "text", "text, json, or github for annotations of GitHub Actions")
+	o.registryOptions.addFlags(f)
 	return cmd
 }
 
-func runWhy(_ context.Context, o whyOptions, what string, e *env) (err error) {
+func runWhy(ctx context.Context, o whyOptions, what string, e *env) (err error) {
 	if o.format != "text" && o.format != "json" && o.format != "github" {
 		return usagef("--format %s: it is text, json or github", o.format)
 	}
-	s, err := openStore(e, registryOptions{})
+	s, err := openStore(e, o.registryOptions)
 	if err != nil {
 		return err
 	}
@@ -70,7 +73,12 @@ func runWhy(_ context.Context, o whyOptions, what string, e *env) (err error) {
 		return fmt.Errorf("build %s got to no step: %s", short12(record.Ref), noSteps(record))
 	}
 	var before []explain.Build
-	if o.against != "" {
+	switch {
+	case isCache(o.against):
+		if before, err = againstCache(ctx, s, o.against, now, record); err != nil {
+			return err
+		}
+	case o.against != "":
 		other, err := getBuild(s, o.against)
 		if err != nil {
 			return fmt.Errorf("--against: %w", err)
@@ -80,7 +88,7 @@ func runWhy(_ context.Context, o whyOptions, what string, e *env) (err error) {
 			return err
 		}
 		before = []explain.Build{b}
-	} else {
+	default:
 		all, err := s.builds().List()
 		if err != nil {
 			return err
@@ -202,7 +210,7 @@ func writeFinding(b *strings.Builder, f explain.Finding, all *builds.Store) {
 	if f.Against != "" {
 		fmt.Fprintf(b, "  compared with build %s", short12(f.Against))
 		if r, err := all.Get(f.Against); err == nil {
-			fmt.Fprintf(b, " of %s ago", units.HumanDuration(time.Since(r.Created)))
+			fmt.Fprintf(b, " of %s ago", strings.ToLower(units.HumanDuration(time.Since(r.Created))))
 		}
 		b.WriteByte('\n')
 	}

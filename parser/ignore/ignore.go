@@ -97,6 +97,16 @@ func (m *Matcher) Rule(name string) string {
 	return m.patterns[last].text
 }
 
+// Decided returns the pattern that decided about path, as it is written, and
+// whether it keeps the path; "" if no pattern matched it.
+func (m *Matcher) Decided(name string) (pattern string, keep bool) {
+	last := m.decisive(m.match(path.Clean(name)))
+	if last < 0 {
+		return "", false
+	}
+	return m.patterns[last].text, m.patterns[last].keep
+}
+
 // decisive returns the index of the last pattern that matched; -1 for none.
 func (m *Matcher) decisive(ms matches) int {
 	for i := len(ms) - 1; i >= 0; i-- {

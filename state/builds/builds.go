@@ -4,7 +4,8 @@
 // builds/<time>-<ref>/ of the store holds one build:
 //
 //	build.json    a Record; replaced whole when the build ends
-//	steps.json    what went into each step (see Step); written at its end
+//	steps.json    what went into each step (see Step); written when it
+//	              begins and when it ends
 //	files-<hex>   lists of files that steps used; see files.go
 //	events.jsonl  its progress, and <n>.log the output of the vertex #n; see
 //	              progress.Logs. The file is locked while the build runs.
@@ -168,6 +169,13 @@ func (b *Build) SetSteps(plan any, steps []Step) {
 		b.order = append(b.order, plan)
 	}
 	b.steps[plan] = steps
+}
+
+// Plan is SetSteps before the plan runs: others can see at once what there is
+// to do.
+func (b *Build) Plan(plan any, steps []Step) error {
+	b.SetSteps(plan, steps)
+	return b.write(stepsFile, b.Steps())
 }
 
 // Steps are the steps of all plans that the build ran so far.

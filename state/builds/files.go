@@ -31,7 +31,8 @@ type File struct {
 	Sum      string // stands for the content
 }
 
-func filesName(d digest.Digest) string { return "files-" + d.Encoded() }
+// FilesName is the name of the file with the list that d stands for.
+func FilesName(d digest.Digest) string { return "files-" + d.Encoded() }
 
 // lookBack is how many builds are searched for a list that is needed again.
 const lookBack = 10
@@ -42,12 +43,12 @@ func (b *Build) HasFiles(d digest.Digest) bool {
 	if d.Validate() != nil {
 		return false
 	}
-	to := filepath.Join(b.record.Dir, filesName(d))
+	to := filepath.Join(b.record.Dir, FilesName(d))
 	if _, err := os.Lstat(to); err == nil {
 		return true
 	}
 	for _, name := range b.recent() {
-		if err := os.Link(filepath.Join(b.store.dir, name, filesName(d)), to); err == nil || errors.Is(err, fs.ErrExist) {
+		if err := os.Link(filepath.Join(b.store.dir, name, FilesName(d)), to); err == nil || errors.Is(err, fs.ErrExist) {
 			return true
 		}
 	}
@@ -82,7 +83,7 @@ func (b *Build) KeepFiles(d digest.Digest, fn func(*FileWriter) error) (err erro
 	defer func() {
 		err = errors.Join(err, f.Close())
 		if err == nil {
-			err = os.Rename(f.Name(), filepath.Join(b.record.Dir, filesName(d)))
+			err = os.Rename(f.Name(), filepath.Join(b.record.Dir, FilesName(d)))
 		}
 		if err != nil {
 			err = errors.Join(err, os.Remove(f.Name()))
@@ -124,12 +125,20 @@ func (r Record) Files(d digest.Digest, fn func(File) error) error {
 	if err := d.Validate(); err != nil {
 		return err
 	}
-	f, err := os.Open(filepath.Join(r.Dir, filesName(d)))
+	f, err := os.Open(filepath.Join(r.Dir, FilesName(d)))
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	z, err := zstd.NewReader(f, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))
+	if err := ReadFiles(f, fn); err != nil {
+		return fmt.Errorf("%s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// ReadFiles reads a list.
+func ReadFiles(r io.Reader, fn func(File) error) error {
+	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))
 	if err != nil {
 		return err
 	}
@@ -141,11 +150,11 @@ func (r Record) Files(d digest.Digest, fn func(File) error) error {
 			return nil
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", f.Name(), err)
+			return err
 		}
 		file, err := parseFile(strings.TrimSuffix(string(line), "\n"))
 		if err != nil {
-			return fmt.Errorf("%s: %w", f.Name(), err)
+			return err
 		}
 		if err := fn(file); err != nil {
 			return err

@@ -80,14 +80,28 @@ func (s *Store) Prune(ctx context.Context, o Options) ([]Entry, error) {
 	err = p.collect(ctx)
 	removed, rerr := p.empty()
 	err = errors.Join(err, rerr)
-	if err == nil && p.full {
+	if err == nil && len(p.forgotten) > 0 {
+		err = s.tidy(p)
+	}
+	return removed, err
+}
+
+// tidy has the cache forget what was dropped. If there is no space for that, it
+// is no failure: what could go has gone, records of it are misses, and a later
+// process tidies up.
+func (s *Store) tidy(p *pruning) error {
+	var err error
+	if p.full {
 		// Only now is there space to note it.
 		err = s.Cache.Delete(p.forgotten...)
 	}
-	if err == nil && len(p.forgotten) > 0 {
+	if err == nil {
 		err = s.Cache.Compact()
 	}
-	return removed, err
+	if noSpace(err) {
+		return nil
+	}
+	return err
 }
 
 func (o Options) limited() bool { return o.MaxUsed > 0 || o.MinFree > 0 || o.Reserved > 0 }

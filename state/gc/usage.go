@@ -84,6 +84,7 @@ func (s *Store) entries(ctx context.Context) ([]Entry, error) {
 
 var descriptions = map[string]string{
 	"blobs":       "the directory of blobs",
+	"builds":      "records and logs of builds",
 	"cache":       "results of steps",
 	"cachemounts": "the directory of cache mounts",
 	"contexts":    "the directory of copies of clients' directories",
