@@ -1,7 +1,8 @@
 // Command conformance runs tests that others wrote against strake: BuildKit's
 // own tests of its Dockerfile frontend, unmodified, against `strake serve`, and
-// the build files of openshift/imagebuilder, which strake and BuildKit build
-// and whose images are compared.
+// build files (openshift/imagebuilder's, those in BuildKit's documentation, and
+// testdata/layouts), which strake and BuildKit build and whose images are
+// compared.
 //
 //	go run ./conformance -strake ./strake             # both
 //	go run ./conformance -strake ./strake suite -run 'TestCopy.*'
