@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,6 +54,9 @@ func checkMagic(header []byte, magic string) error {
 
 func openLog(path string) (*logFile, error) {
 	f, err := os.OpenFile(path, os.O_RDWR|os.O_APPEND, 0)
+	if errors.Is(err, syscall.EROFS) {
+		f, err = os.Open(path) // to be read; adding to it fails
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -140,7 +140,14 @@ func (r *Root) Keep(kind Kind, ids ...string) error {
 		}
 		lines[i] = string(kind) + " " + id
 	}
-	if missing, err := r.unkept(lines); err != nil || len(missing) == 0 {
+	missing, err := r.unkept(lines)
+	if errors.Is(err, syscall.EROFS) {
+		// Nothing can be kept in a store that can't be written to. What is
+		// there can be read; that another process, who can write, takes it
+		// away meanwhile is a miss like any other.
+		return nil
+	}
+	if err != nil || len(missing) == 0 {
 		return err
 	}
 	// Not while r.mu is held: the one who collects garbage may be another

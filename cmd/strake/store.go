@@ -144,8 +144,9 @@ func openStore(e *env, o registryOptions) (_ *store, err error) {
 // open opens blobs, layers and images of the root.
 func (s *store) open(e *env) error {
 	tmp, err := s.TempDir("blobs-")
-	if errors.Is(err, syscall.ENOSPC) {
-		// Who wants to free some space needs none.
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EROFS) {
+		// Who wants to free some space needs none, and a store that can't be
+		// written to can be listed.
 		tmp, err = s.Path("tmp"), nil
 	}
 	if err != nil {
