@@ -1,5 +1,5 @@
 # make check is what a change must pass; the other targets are shortcuts.
-.PHONY: build check test fuzz bench conformance
+.PHONY: build check test fuzz bench conformance hostile
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o strake ./cmd/strake
@@ -21,3 +21,7 @@ bench:
 # BuildKit and strake build to the same images.
 conformance: build
 	go run ./conformance -strake ./strake
+
+# Attacks on the real strake, made after public advisories.
+hostile:
+	CGO_ENABLED=0 go test -count=1 -v -run TestHostile ./internal/hostile

@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 )
@@ -73,13 +72,17 @@ func TestTwoMachines(t *testing.T) {
 			}
 		}
 		run("build", "-t", "busybox", base)
+		goroot, err := exec.Command("go", "env", "GOROOT").Output()
+		if err != nil {
+			t.Fatal(err)
+		}
 		for _, e := range examples {
 			if strings.Contains(e, "/hello/") && testing.Short() {
 				continue // copies the Go toolchain
 			}
 			context := filepath.Dir(e)
 			out := filepath.Join(dir, m.name+"-"+filepath.Base(context)+".tar")
-			run("build", "-o", "type=oci,dest="+out, "--build-context", "go="+runtime.GOROOT(), context)
+			run("build", "-o", "type=oci,dest="+out, "--build-context", "go="+strings.TrimSpace(string(goroot)), context)
 			data, err := os.ReadFile(out)
 			if err != nil {
 				t.Fatal(err)
