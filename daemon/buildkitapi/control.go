@@ -105,6 +105,9 @@ func (j *job) buildAndExport(outputs []output) (map[string]string, error) {
 	if err != nil {
 		return nil, err
 	}
+	j.mu.Lock()
+	j.done = res
+	j.mu.Unlock()
 	for {
 		response, err := j.export(res, outputs)
 		if err == nil || !j.again(err) {

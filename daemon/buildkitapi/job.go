@@ -86,6 +86,7 @@ type job struct {
 	closers []func() error
 	users   int // who works with what closers give back: the build itself, and borrowers
 	runs    int
+	done    *result // what was built
 
 	// A client that is the frontend itself sends its result here.
 	returned chan returned
@@ -450,6 +451,13 @@ type entry struct {
 	platform ocispec.Platform
 	ref      *reference
 	config   dockerspec.DockerOCIImage
+}
+
+// built is what the job built; nil until it has, and of what there is nothing.
+func (j *job) built() *result {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.done
 }
 
 // entries reads what the metadata of a result says of its references.

@@ -21,6 +21,9 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/strake-build/strake/attest"
+	"github.com/strake-build/strake/attest/provenance"
 )
 
 // The types of the blobs of a record.
@@ -40,7 +43,11 @@ func (h *history) ended(j *job, r *controlapi.BuildHistoryRecord, response map[s
 	done := r.CloneVT()
 	done.CompletedAt, done.ExporterResponse, done.Result = timestamppb.Now(), response, &controlapi.BuildResultInfo{}
 	done.NumCachedSteps, done.NumTotalSteps, done.NumCompletedSteps, done.NumWarnings = c.cached, c.total, c.completed, c.warnings
-	if err := h.fill(done, entries, failed); err != nil {
+	err := h.fill(done, entries, failed)
+	if failed == nil {
+		err = errors.Join(err, h.describe(done, j))
+	}
+	if err != nil {
 		h.warn(fmt.Errorf("history of build %s: %w", j.ref, err))
 	}
 	h.mu.Lock()
@@ -53,6 +60,43 @@ func (h *history) ended(j *job, r *controlapi.BuildHistoryRecord, response map[s
 	h.write(done)
 	h.event(controlapi.BuildHistoryEventType_COMPLETE, done)
 	h.trim()
+}
+
+// describe adds the provenance of what was built, with all that is known.
+func (h *history) describe(r *controlapi.BuildHistoryRecord, j *job) error {
+	res := j.built()
+	if res == nil {
+		return nil
+	}
+	entries, err := res.entries(j.s.o.Platforms[0])
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		a, err := provenance.New(provenance.Options{}, j.describe(e.ref), provenance.Target{Result: e.ref.input(), Platform: &e.platform})
+		if err != nil {
+			return err
+		}
+		predicate, err := a.Predicate(j.ctx, nil)
+		if err != nil {
+			return err
+		}
+		desc, err := h.put(attest.MediaTypePayload, predicate)
+		if err != nil {
+			return err
+		}
+		desc.Annotations = map[string]string{"in-toto.io/predicate-type": a.PredicateType}
+		info := r.Result
+		if res.many != nil {
+			info = &controlapi.BuildResultInfo{}
+			if r.Results == nil {
+				r.Results = map[string]*controlapi.BuildResultInfo{}
+			}
+			r.Results[e.id] = info
+		}
+		info.Attestations = append(info.Attestations, desc)
+	}
+	return nil
 }
 
 // fill adds logs, error and trace.
