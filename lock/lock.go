@@ -201,24 +201,9 @@ func pinned(op plan.Op, pin string) (plan.Op, error) {
 
 // Each calls fn for each step that the targets of a plan need.
 func Each(b *plan.Build, fn func(*plan.Step) error) error {
-	seen := map[*plan.Step]bool{}
-	var walk func(*plan.Step) error
-	walk = func(s *plan.Step) error {
-		if s == nil || seen[s] {
-			return nil
-		}
-		seen[s] = true
-		for _, in := range s.Inputs {
-			if err := walk(in.Step); err != nil {
-				return err
-			}
-		}
-		return fn(s)
-	}
+	var steps []*plan.Step
 	for _, t := range b.Targets {
-		if err := walk(t.Step); err != nil {
-			return err
-		}
+		steps = append(steps, t.Step)
 	}
-	return nil
+	return plan.Walk(fn, steps...)
 }

@@ -61,31 +61,7 @@ func Build(policies []*Policy, b *plan.Build, local func(string) string) error {
 	if len(policies) == 0 {
 		return nil
 	}
-	seen := map[*plan.Step]bool{}
-	var walk func(*plan.Step) error
-	walk = func(s *plan.Step) error {
-		if s == nil || seen[s] {
-			return nil
-		}
-		seen[s] = true
-		for _, in := range s.Inputs {
-			if err := walk(in.Step); err != nil {
-				return err
-			}
-		}
-		return Step(policies, s, local)
-	}
-	for _, t := range b.Targets {
-		if err := walk(t.Step); err != nil {
-			return err
-		}
-		for _, in := range t.Scans {
-			if err := walk(in.Step); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return b.Walk(func(s *plan.Step) error { return Step(policies, s, local) })
 }
 
 // Image has the policies decide about an image: by its reference before it is

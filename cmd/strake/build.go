@@ -586,18 +586,7 @@ func (o buildOptions) checkAllowed(b *plan.Build) error {
 	if o.network == "host" {
 		allowed["network.host"] = true
 	}
-	seen := map[*plan.Step]bool{}
-	var check func(*plan.Step) error
-	check = func(s *plan.Step) error {
-		if s == nil || seen[s] {
-			return nil
-		}
-		seen[s] = true
-		for _, in := range s.Inputs {
-			if err := check(in.Step); err != nil {
-				return err
-			}
-		}
+	return b.Walk(func(s *plan.Step) error {
 		x, ok := s.Op.(*plan.Exec)
 		if !ok {
 			return nil
@@ -608,13 +597,7 @@ func (o buildOptions) checkAllowed(b *plan.Build) error {
 			}
 		}
 		return nil
-	}
-	for _, t := range b.Targets {
-		if err := check(t.Step); err != nil {
-			return err
-		}
-	}
-	return nil
+	})
 }
 
 // results writes the files that were asked for, and the image ID.

@@ -226,29 +226,13 @@ func (j *job) lookup(id string) (*reference, error) {
 
 // each calls fn for each step that refs need, inputs first.
 func each(refs []*reference, fn func(*plan.Step) error) error {
-	seen := map[*plan.Step]bool{}
-	var walk func(*plan.Step) error
-	walk = func(s *plan.Step) error {
-		if s == nil || seen[s] {
-			return nil
-		}
-		seen[s] = true
-		for _, in := range s.Inputs {
-			if err := walk(in.Step); err != nil {
-				return err
-			}
-		}
-		return fn(s)
-	}
+	var steps []*plan.Step
 	for _, r := range refs {
-		if r == nil {
-			continue
-		}
-		if err := walk(r.step); err != nil {
-			return err
+		if r != nil {
+			steps = append(steps, r.step)
 		}
 	}
-	return nil
+	return plan.Walk(fn, steps...)
 }
 
 // check refuses steps that ask for more than was allowed.
