@@ -274,7 +274,7 @@ func (s *stage) displayText(x *expander, text string, e shell.EnvGetter) string 
 	if res, err := x.word(text, e); err == nil {
 		text = res.Result
 	}
-	first, rest, more := strings.Cut(text, " ")
+	first, rest, more := strings.Cut(plan.Redact(text), " ")
 	if more {
 		return strings.ToUpper(first) + " " + rest
 	}
@@ -284,6 +284,7 @@ func (s *stage) displayText(x *expander, text string, e shell.EnvGetter) string 
 // stepName puts the stage and the number of the step before text, and counts
 // it: "[linux/arm64 build 2/5] RUN make".
 func (s *stage) stepName(text string, e shell.EnvGetter) string {
+	text = plan.Redact(text)
 	if s.total == 0 {
 		return text
 	}

@@ -17,7 +17,7 @@ func nobody() *syscall.SysProcAttr {
 
 // audit is a step that prints what it is and what it has.
 const audit = `grep -E '^(Cap|NoNewPrivs|Seccomp|Groups|Uid)' /proc/self/status
-echo === fds; for f in /proc/$$/fd/*; do echo -n "${f##*/} -> "; readlink $f; done
+echo === fds; for f in /proc/$$/fd/*; do [ -L $f ] && echo -n "${f##*/} -> " && readlink $f; done
 echo === mounts; cat /proc/self/mountinfo
 echo === pids; ls /proc | grep -E '^[0-9]+$' | tr '\n' ' '
 echo === masked; for f in /proc/kcore /proc/keys /proc/timer_list /proc/sched_debug /proc/latency_stats; do [ -e $f ] && head -c 1 $f 2>/dev/null | wc -c | sed "s,^,$f ,"; done

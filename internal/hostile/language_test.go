@@ -67,8 +67,8 @@ func languageAttacks() []attack {
 			b.contained("# syntax=" + b.registry + "/evil/frontend:1\nFROM scratch\nCOPY Dockerfile /\n")
 			b.contained("# syntax=../../../" + b.host + "/secret\nFROM scratch\nCOPY Dockerfile /\n")
 		}},
-		{name: "language/ONBUILD in a base image", after: "CVE-2024-24557", outcome: "no ONBUILD ONBUILD and no FROM by a base", run: func(b *bed) {
-			for _, trigger := range []string{"ONBUILD RUN true", "FROM scratch", "BOGUS", "COPY --from=nothing /x /y"} {
+		{name: "language/ONBUILD in a base image", after: "CVE-2024-24557", outcome: "no FROM and no nonsense by a base", run: func(b *bed) {
+			for _, trigger := range []string{"FROM scratch", "BOGUS", "COPY --from=nothing /x /y"} {
 				ref := b.imageOf(onBuild(trigger))
 				b.buildRefused("", "FROM "+ref+"\nRUN true\n")
 			}
