@@ -248,14 +248,13 @@ func networkAttacks() []attack {
 			b.buildRefused("", "FROM "+addr+"/x:1\nRUN true\n")
 		}},
 		{name: "network/redirects in a circle and to other schemes", after: "CVE-2023-45142", outcome: "refused", run: func(b *bed) {
-			var addr string
-			addr = b.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			addr := b.serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 				switch r.URL.Path {
 				case "/file":
 					w.Header().Set("Location", "file://"+b.host+"/secret")
 					w.WriteHeader(http.StatusFound)
 				default:
-					http.Redirect(w, r, "http://"+addr+r.URL.Path+"x", http.StatusFound)
+					http.Redirect(w, r, "http://"+r.Host+r.URL.Path+"x", http.StatusFound)
 				}
 			}))
 			b.refused("redirect", "pull", addr+"/x:1")
