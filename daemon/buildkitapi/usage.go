@@ -61,7 +61,7 @@ func older(e gc.Entry, d time.Duration) bool {
 // recordTypes are BuildKit's names for the types of what it stores. Blobs and
 // pieces of layers are parts of images that it counts with their layers.
 var recordTypes = map[gc.Type]string{
-	gc.TypeLayer: "regular", gc.TypeBlob: "regular", gc.TypeSegments: "internal", gc.TypeCacheMount: "exec.cachemount",
+	gc.TypeLayer: "regular", gc.TypeBlob: "regular", gc.TypeCacheMount: "exec.cachemount",
 	gc.TypeContext: "source.local",
 }
 
