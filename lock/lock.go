@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"maps"
 	"net/url"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -45,8 +44,6 @@ type MissingError struct{ Identifier string }
 
 // Error names the source.
 func (e *MissingError) Error() string { return fmt.Sprintf("%s is not in the lock file", e.Identifier) }
-
-var commitID = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
 
 // Parse reads a lock file.
 func Parse(data []byte) (*File, error) {
@@ -80,7 +77,7 @@ func Parse(data []byte) (*File, error) {
 // Add pins a source. Two digests for one source are an error.
 func (f *File) Add(identifier, pin string) error {
 	if strings.HasPrefix(identifier, policy.SchemeGit) {
-		if !commitID.MatchString(pin) {
+		if !plan.IsCommit(pin) {
 			return fmt.Errorf("%s: %q is not a commit", identifier, pin)
 		}
 	} else if err := digest.Digest(pin).Validate(); err != nil {
@@ -135,7 +132,7 @@ func (f *File) Diff(g *File) []string {
 func Identifier(op plan.Op) string {
 	switch op := op.(type) {
 	case *plan.Git:
-		if commitID.MatchString(op.Ref) {
+		if plan.IsCommit(op.Ref) {
 			return ""
 		}
 		whole := *op

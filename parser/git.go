@@ -131,15 +131,13 @@ func (g *gitSource) setQuery(query url.Values) error {
 	return nil
 }
 
-var fullCommit = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
-
 // byCommit makes an op ask for the commit that its checksum is, where the URL
 // wants that.
 func (g *gitSource) byCommit(op *plan.Git) error {
 	if !g.fetchBy {
 		return nil
 	}
-	if !fullCommit.MatchString(op.Checksum) {
+	if !plan.IsCommit(op.Checksum) {
 		return errors.New("fetch-by-commit needs a checksum that is a whole commit")
 	}
 	op.Ref = op.Checksum

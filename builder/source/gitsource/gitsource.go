@@ -53,11 +53,8 @@ type Client struct {
 	log io.Writer // what git says of checkouts; nil: it is quiet
 }
 
-var (
-	commitID = regexp.MustCompile(`^([0-9a-f]{40}|[0-9a-f]{64})$`)
-	// A scheme, or user@host:path.
-	remoteURL = regexp.MustCompile(`^(https?|ssh|git|file)://[^\s]+$|^[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:[^\s]+$`)
-)
+// A scheme, or user@host:path.
+var remoteURL = regexp.MustCompile(`^(https?|ssh|git|file)://[^\s]+$|^[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:[^\s]+$`)
 
 func (c *Client) check(op *plan.Git) error {
 	if !remoteURL.MatchString(op.Remote) || strings.HasPrefix(op.Remote, "file:") && !c.AllowFile {
@@ -89,7 +86,7 @@ func (c *Client) Resolve(ctx context.Context, op *plan.Git) (commit string, err 
 			err = fmt.Errorf("git repository %s: %w", redacted(op.Remote), err)
 		}
 	}()
-	if commitID.MatchString(op.Ref) {
+	if plan.IsCommit(op.Ref) {
 		return op.Ref, checksum(op, op.Ref)
 	}
 	if c.Offline {
@@ -131,7 +128,7 @@ func (c *Client) Resolve(ctx context.Context, op *plan.Git) (commit string, err 
 		if peeled := found[name+"^{}"]; peeled != "" {
 			id = peeled
 		}
-		if !commitID.MatchString(id) {
+		if !plan.IsCommit(id) {
 			return "", fmt.Errorf("%s is %q", name, id)
 		}
 		if op.Checksum != "" && name == tag+"^{}" && strings.HasPrefix(found[tag], op.Checksum) {
@@ -229,7 +226,7 @@ func (c *Client) Checkout(ctx context.Context, op *plan.Git, commit, dir string,
 	if err := c.check(op); err != nil {
 		return err
 	}
-	if !commitID.MatchString(commit) {
+	if !plan.IsCommit(commit) {
 		return fmt.Errorf("%q is no commit", commit)
 	}
 	defer func() {
@@ -302,7 +299,7 @@ func fetch(g runner, op *plan.Git, commit string) error {
 		_, err := g("cat-file", "-e", commit+"^{commit}")
 		return err == nil
 	}
-	if op.Ref != "" && !commitID.MatchString(op.Ref) {
+	if op.Ref != "" && !plan.IsCommit(op.Ref) {
 		if _, rerr := g("fetch", "--quiet", "--depth=1", "--no-tags", "--no-recurse-submodules", "--", "origin", op.Ref); rerr == nil && has() {
 			return nil
 		}
@@ -320,7 +317,7 @@ func fetch(g runner, op *plan.Git, commit string) error {
 // tidy makes a .git directory that people can use, and that is the same each
 // time as far as git allows.
 func tidy(g runner, op *plan.Git, dir string) error {
-	if op.Ref != "" && !commitID.MatchString(op.Ref) {
+	if op.Ref != "" && !plan.IsCommit(op.Ref) {
 		branch := strings.TrimPrefix(op.Ref, "refs/heads/")
 		if !strings.HasPrefix(branch, "refs/") {
 			if _, err := g("checkout", "--quiet", "-B", branch); err != nil {
