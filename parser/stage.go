@@ -269,7 +269,7 @@ func (s *stage) addStep(op plan.Op, name string, inputs []plan.Input) *plan.Step
 }
 
 // displayText is an instruction as names of steps have it, variables expanded
-// where that is possible.
+// where that is possible, without the passwords of URLs.
 func (s *stage) displayText(x *expander, text string, e shell.EnvGetter) string {
 	if res, err := x.word(text, e); err == nil {
 		text = res.Result
@@ -284,7 +284,6 @@ func (s *stage) displayText(x *expander, text string, e shell.EnvGetter) string 
 // stepName puts the stage and the number of the step before text, and counts
 // it: "[linux/arm64 build 2/5] RUN make".
 func (s *stage) stepName(text string, e shell.EnvGetter) string {
-	text = plan.Redact(text)
 	if s.total == 0 {
 		return text
 	}
