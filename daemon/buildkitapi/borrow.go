@@ -44,7 +44,7 @@ func (s *Server) lend(id string) (*job, *reference) {
 // adopt copies steps that were run by owner: here they are only looked up.
 func (j *job) adopt(owner *job, top *plan.Step) *plan.Step {
 	copies := map[*plan.Step]*plan.Step{}
-	_ = each([]*reference{{step: top}}, func(s *plan.Step) error {
+	_ = plan.Walk(func(s *plan.Step) error {
 		c := *s
 		c.NoCache = false
 		c.Inputs = make([]plan.Input, len(s.Inputs))
@@ -64,6 +64,6 @@ func (j *job) adopt(owner *job, top *plan.Step) *plan.Step {
 			j.mu.Unlock()
 		}
 		return nil
-	})
+	}, top)
 	return copies[top]
 }
