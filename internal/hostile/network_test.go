@@ -179,34 +179,31 @@ func networkAttacks() []attack {
 		s["manifest"] = fmt.Appendf(nil, `{"schemaVersion":2,"mediaType":"application/vnd.oci.image.manifest.v1+json","config":{"mediaType":"application/vnd.oci.image.config.v1+json","digest":%q,"size":%d},"layers":[{"mediaType":"application/vnd.oci.image.layer.v1.tar","digest":%q,"size":%d}]}`, cd, cn, ld, ln)
 		return s, l
 	}
+	// redirected serves s, to who is logged in to it, with what is asked for
+	// below part at another origin, which is returned, too.
+	redirected := func(b *bed, s http.Handler, part string, code int) (addr string, other *recorder) {
+		other = &recorder{Handler: s}
+		to := b.serve(other)
+		addr = b.serve(basic(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if strings.Contains(r.URL.Path, part) {
+				http.Redirect(w, r, "http://"+to+r.URL.Path, code)
+				return
+			}
+			s.ServeHTTP(w, r)
+		})))
+		b.login(addr)
+		return addr, other
+	}
 	return []attack{
 		{name: "network/blobs redirected to another origin", after: "CVE-2020-15157 GHSA-vh4v-2xq2-g5cg", outcome: "the credentials stay", run: func(b *bed) {
 			s, _ := good(b)
-			other := &recorder{Handler: s}
-			to := b.serve(other)
-			addr := b.serve(basic(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if strings.Contains(r.URL.Path, "/blobs/") {
-					http.Redirect(w, r, "http://"+to+r.URL.Path, http.StatusTemporaryRedirect)
-					return
-				}
-				s.ServeHTTP(w, r)
-			})))
-			b.login(addr)
+			addr, other := redirected(b, s, "/blobs/", http.StatusTemporaryRedirect)
 			b.ok("pull", addr+"/x:1")
 			b.leaked(other)
 		}},
 		{name: "network/manifests redirected to another origin", after: "GHSA-vh4v-2xq2-g5cg", outcome: "the credentials stay", run: func(b *bed) {
 			s, _ := good(b)
-			other := &recorder{Handler: s}
-			to := b.serve(other)
-			addr := b.serve(basic(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				if strings.Contains(r.URL.Path, "/manifests/") {
-					http.Redirect(w, r, "http://"+to+r.URL.Path, http.StatusFound)
-					return
-				}
-				s.ServeHTTP(w, r)
-			})))
-			b.login(addr)
+			addr, other := redirected(b, s, "/manifests/", http.StatusFound)
 			b.strake("pull", addr+"/x:1")
 			b.leaked(other)
 		}},
