@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/strake-build/strake/state"
 	"github.com/strake-build/strake/state/builds"
 )
 
@@ -121,7 +122,12 @@ func TestSplitName(t *testing.T) {
 // A build that was shared is the same one elsewhere, its lists of files too.
 func TestShare(t *testing.T) {
 	t.Parallel()
-	s := builds.Open(t.TempDir(), builds.Limits{})
+	root, err := state.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	s := builds.Open(root, builds.Limits{})
 	b, err := s.Begin(builds.Record{Attrs: map[string]string{"target": "x"}})
 	if err != nil {
 		t.Fatal(err)

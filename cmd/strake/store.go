@@ -257,7 +257,7 @@ func (s *store) builder(o sandboxOptions, e *env) (*builder.Builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	http, err := httpsource.Open(s.Path("http"), httpsource.Options{UserAgent: "strake/" + version(), Offline: s.offline})
+	http, err := httpsource.Open(s.Path("http"), httpsource.Options{UserAgent: "strake/" + version(), TempFile: s.TempFile, Offline: s.offline})
 	if err != nil {
 		return nil, err
 	}

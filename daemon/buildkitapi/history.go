@@ -180,7 +180,7 @@ func (h *history) path(r *controlapi.BuildHistoryRecord) string {
 func (h *history) write(r *controlapi.BuildHistoryRecord) {
 	data, err := r.MarshalVT()
 	if err == nil {
-		err = state.WriteFile(h.path(r), data, 0o600, false)
+		err = h.root.WriteFile(h.path(r), data, 0o600, false)
 	}
 	if err != nil {
 		h.warn(fmt.Errorf("history of build %s: %w", r.Ref, err))

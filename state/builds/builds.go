@@ -125,13 +125,14 @@ func (l Limits) withDefaults() Limits {
 // Store is the directory of builds of a store root. It may be used by many
 // goroutines.
 type Store struct {
+	root   *state.Root
 	dir    string
 	limits Limits
 }
 
-// Open returns the builds kept in dir, which need not exist.
-func Open(dir string, limits Limits) *Store {
-	return &Store{dir: dir, limits: limits.withDefaults()}
+// Open returns the builds of a store root.
+func Open(root *state.Root, limits Limits) *Store {
+	return &Store{root: root, dir: root.Path("builds"), limits: limits.withDefaults()}
 }
 
 // NewRef makes a name for a build.
@@ -265,7 +266,7 @@ func (b *Build) linkFiles(steps []Step) {
 func (b *Build) write(name string, v any) error {
 	data, err := json.Marshal(v)
 	if err == nil {
-		err = state.WriteFile(filepath.Join(b.record.Dir, name), append(data, '\n'), 0o600, false)
+		err = b.store.root.WriteFile(filepath.Join(b.record.Dir, name), append(data, '\n'), 0o600, false)
 	}
 	if err != nil {
 		return fmt.Errorf("keep a record of the build: %w", err)
@@ -388,7 +389,7 @@ func readJSON(path string, v any) error {
 func (s *Store) Pin(r Record, pinned bool) error {
 	path := filepath.Join(r.Dir, pinnedFile)
 	if pinned {
-		return state.WriteFile(path, nil, 0o600, false)
+		return s.root.WriteFile(path, nil, 0o600, false)
 	}
 	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
 		return err

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +15,22 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/strake-build/strake/progress"
+	"github.com/strake-build/strake/state"
 )
+
+func root(t *testing.T, dir string) *state.Root {
+	t.Helper()
+	r, err := state.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
 
 func begin(t *testing.T, s *Store, r Record) *Build {
 	t.Helper()
@@ -43,7 +59,7 @@ func get(t *testing.T, s *Store, ref string) Record {
 
 func TestRecord(t *testing.T) {
 	t.Parallel()
-	s := Open(filepath.Join(t.TempDir(), "builds"), Limits{})
+	s := Open(root(t, t.TempDir()), Limits{})
 	if list, err := s.List(); err != nil || len(list) != 0 {
 		t.Fatalf("a new store has builds %v, %v", list, err)
 	}
@@ -93,7 +109,7 @@ func TestRecord(t *testing.T) {
 // A build whose process was killed is not under way.
 func TestKilled(t *testing.T) {
 	t.Parallel()
-	s := Open(t.TempDir(), Limits{})
+	s := Open(root(t, t.TempDir()), Limits{})
 	b := begin(t, s, Record{})
 	if err := b.Logs.Close(); err != nil { // as the kernel does
 		t.Fatal(err)
@@ -107,22 +123,28 @@ func TestKilled(t *testing.T) {
 func TestHostileRef(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s := Open(filepath.Join(dir, "builds"), Limits{})
+	s := Open(root(t, dir), Limits{})
 	for _, ref := range []string{"../../x", "..", strings.Repeat("a", 300), "a/b", "ü\x00"} {
 		end(t, begin(t, s, Record{Ref: ref}), nil)
 		if r := get(t, s, ref); r.Ref != ref {
 			t.Errorf("ref is %q, want %q", r.Ref, ref)
 		}
 	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
-		t.Errorf("%v, %v: want builds only", entries, err)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !slices.Contains([]string{"builds", "leases", "tmp", "version"}, e.Name()) {
+			t.Errorf("%s was made outside of builds", e.Name())
+		}
 	}
 }
 
 func TestSecretsAreLeftOut(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s := Open(dir, Limits{})
+	s := Open(root(t, dir), Limits{})
 	end(t, begin(t, s, Record{Context: "https://me:pass1word@host/r.git", Attrs: map[string]string{
 		"build-arg:HTTP_PROXY":   "http://joe:pass2word@proxy:80",
 		"build-arg:NPM_TOKEN":    "pass3word",
@@ -165,7 +187,7 @@ func TestPrune(t *testing.T) {
 		b.Logs.Event(progress.Event{Kind: progress.Log, Vertex: "v", Data: make([]byte, output)})
 		return b
 	}
-	s := Open(t.TempDir(), Limits{Builds: 4, Bytes: 40 << 10})
+	s := Open(root(t, t.TempDir()), Limits{Builds: 4, Bytes: 40 << 10})
 	end(t, add(s, "pinned", 1), nil)
 	if err := s.Pin(get(t, s, "pinned"), true); err != nil {
 		t.Fatal(err)
@@ -189,7 +211,7 @@ func TestPrune(t *testing.T) {
 	if err := s.Pin(get(t, s, "pinned"), false); err != nil {
 		t.Fatal(err)
 	}
-	s = Open(s.dir, Limits{Age: time.Minute})
+	s = Open(s.root, Limits{Age: time.Minute})
 	end(t, begin(t, s, Record{Ref: "new"}), nil)
 	if diff := cmp.Diff([]string{"new"}, names(s)); diff != "" {
 		t.Errorf("builds left of old ones (-want +got):\n%s", diff)
@@ -199,7 +221,7 @@ func TestPrune(t *testing.T) {
 // Lists of files are shared by the builds that have the same.
 func TestFiles(t *testing.T) {
 	t.Parallel()
-	s := Open(t.TempDir(), Limits{})
+	s := Open(root(t, t.TempDir()), Limits{})
 	d := digest.FromString("x")
 	want := []File{{"a b\n", "0", 0o4755, -1, -1, "0123456789abcdef"}, {"d", "5", 0o755, 0, 7, ""}, {"ü", "2", 0o777, 0, 0, "12"}}
 	b := begin(t, s, Record{})

@@ -76,7 +76,7 @@ func (b *Build) KeepFiles(d digest.Digest, fn func(*FileWriter) error) (err erro
 	if err := d.Validate(); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(b.record.Dir, ".files-")
+	f, err := b.store.root.TempFile("files")
 	if err != nil {
 		return err
 	}
