@@ -51,6 +51,7 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		pulls:      map[layers.ID]*vertex{},
 		blobs:      map[layers.ID]ocispec.Descriptor{},
 		identityOf: map[*vertex]cache.Record{},
+		announce:   func() error { return nil },
 		mounts:     map[string]func(){},
 		renewed:    map[string]bool{},
 	}
@@ -71,9 +72,8 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 	bd.findMinimal()
 
 	if r.Record != nil {
-		if err := r.Record.Plan(r.Build, bd.steps()); err != nil {
-			return nil, err
-		}
+		planned := bd.steps()
+		bd.announce = sync.OnceValue(func() error { return r.Record.Plan(r.Build, planned) })
 		defer func() { r.Record.SetSteps(r.Build, bd.steps()) }()
 	}
 	results := make([]Result, len(r.Build.Targets))
@@ -112,6 +112,7 @@ type build struct {
 	b        *Builder
 	r        Request
 	cancel   context.CancelCauseFunc
+	announce func() error // writes down what there is to do, before the first step runs
 	vertices map[*plan.Step]*vertex
 	order    []*vertex
 	prefix   string // of vertex IDs, in a build that begins again
@@ -322,6 +323,9 @@ func (bd *build) lookup(v *vertex, key cache.Key) (cache.Record, bool) {
 
 // run makes the result of a step and records it.
 func (bd *build) run(ctx context.Context, v *vertex, key cache.Key) (_ cache.Record, err error) {
+	if err := bd.announce(); err != nil {
+		return cache.Record{}, err
+	}
 	start := time.Now()
 	var outputs []layers.Tree
 	switch op := v.step.Op.(type) {

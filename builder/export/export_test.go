@@ -53,7 +53,7 @@ func newExporter(t *testing.T) *Exporter {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blobs, err := blob.Open(root.Path("blobs"), t.TempDir())
+	blobs, err := blob.Open(root.Path("blobs"), blob.TempIn(t.TempDir()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -142,17 +141,8 @@ func openStore(e *env, o registryOptions) (_ *store, err error) {
 }
 
 // open opens blobs, layers and images of the root.
-func (s *store) open(e *env) error {
-	tmp, err := s.TempDir("blobs-")
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EROFS) {
-		// Who wants to free some space needs none, and a store that can't be
-		// written to can be listed.
-		tmp, err = s.Path("tmp"), nil
-	}
-	if err != nil {
-		return err
-	}
-	if s.blobs, err = blob.Open(s.Path("blobs"), tmp); err != nil {
+func (s *store) open(e *env) (err error) {
+	if s.blobs, err = blob.Open(s.Path("blobs"), s.TempFile); err != nil {
 		return err
 	}
 	driver, err := chooseDriver(e.getenv("STRAKE_DRIVER"), s.mode)

@@ -68,7 +68,7 @@ func openHistory(root *state.Root, warn func(error)) (*history, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.blobs, err = blob.Open(root.Path("history", "blobs"), tmp); err != nil {
+	if h.blobs, err = blob.Open(root.Path("history", "blobs"), blob.TempIn(tmp)); err != nil {
 		return nil, err
 	}
 	entries, err := os.ReadDir(dir)

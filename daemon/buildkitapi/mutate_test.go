@@ -340,11 +340,7 @@ func startServer(t *testing.T, log io.Writer) *grpc.ClientConn {
 	whole := &builder.Builder{Root: root, Cache: records, Index: index, Slots: 4, Runner: runner, Network: sandboxes}
 	open := func(ask registry.Credentials) (*Store, error) {
 		own := root.Share()
-		tmp, err := own.TempDir("blobs")
-		if err != nil {
-			return nil, err
-		}
-		blobs, err := blob.Open(own.Path("blobs"), tmp)
+		blobs, err := blob.Open(own.Path("blobs"), own.TempFile)
 		if err != nil {
 			return nil, err
 		}

@@ -4,8 +4,8 @@
 // builds/<time>-<ref>/ of the store holds one build:
 //
 //	build.json    a Record; replaced whole when the build ends
-//	steps.json    what went into each step (see Step); written when it
-//	              begins and when it ends
+//	steps.json    what went into each step (see Step); written before the
+//	              first one runs and when the build ends
 //	files-<hex>   lists of files that steps used; see files.go
 //	events.jsonl  its progress, and <n>.log the output of the vertex #n; see
 //	              progress.Logs. The file is locked while the build runs.
@@ -172,8 +172,8 @@ func (b *Build) SetSteps(plan any, steps []Step) {
 	b.steps[plan] = steps
 }
 
-// Plan is SetSteps before the plan runs: others can see at once what there is
-// to do.
+// Plan is SetSteps before the first step of the plan runs: others can see what
+// there is to do.
 func (b *Build) Plan(plan any, steps []Step) error {
 	b.SetSteps(plan, steps)
 	return b.write(stepsFile, b.Steps())

@@ -43,9 +43,7 @@ func testStore(t testing.TB, dir string) *Store {
 	root, err := state.Open(dir)
 	check(err)
 	s := &Store{Root: root}
-	tmp, err := root.TempDir("blobs")
-	check(err)
-	s.Blobs, err = blob.Open(root.Path("blobs"), tmp)
+	s.Blobs, err = blob.Open(root.Path("blobs"), root.TempFile)
 	check(err)
 	rootless := os.Geteuid() != 0
 	s.Layers, err = snapshot.Open(root, snapshot.Options{
