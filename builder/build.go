@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/strake-build/strake/cache"
+	"github.com/strake-build/strake/cache/remote/buildkit"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
@@ -62,7 +63,7 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		bd.prefix = "verify/"
 	}
 	if r.offline {
-		bd.r.CacheFrom = nil
+		bd.r.CacheFrom, bd.r.BuildKitFrom = nil, nil
 	}
 	for _, t := range r.Build.Targets {
 		if t.Step != nil {
@@ -70,6 +71,7 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		}
 	}
 	bd.findMinimal()
+	bd.nameSteps()
 
 	if r.Record != nil {
 		planned := bd.steps()
@@ -97,6 +99,7 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 	}
 	err := g.Wait()
 	bd.exportKnown(ctx)
+	bd.exportNamed(ctx)
 	if err != nil {
 		// The first failure is the cause; what others say is its echo.
 		if cause := context.Cause(ctx); cause != nil {
@@ -118,6 +121,7 @@ type build struct {
 	prefix   string // of vertex IDs, in a build that begins again
 
 	minimal, copied map[*vertex]bool // see findMinimal
+	names           *buildkit.Graph  // see nameSteps
 
 	mu         sync.Mutex
 	mounts     map[string]func()                // export cache mounts that steps had, by name
@@ -243,6 +247,11 @@ func (bd *build) find(ctx context.Context, v *vertex) (cache.Record, error) {
 	}
 	if rec, ok := bd.imported(ctx, v, key); ok {
 		bd.cached(v)
+		return rec, nil
+	}
+	if rec, ok := bd.borrowed(ctx, v, key); ok {
+		bd.cached(v)
+		bd.export(v, rec)
 		return rec, nil
 	}
 	// Inputs are made outside of the flight: one that waited for another

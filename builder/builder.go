@@ -23,6 +23,7 @@ import (
 	"github.com/strake-build/strake/builder/source/httpsource"
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/cache/remote"
+	"github.com/strake-build/strake/cache/remote/buildkit"
 	"github.com/strake-build/strake/internal/flight"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/blob"
@@ -87,6 +88,10 @@ type Request struct {
 	// for them.
 	CacheFrom []*remote.Importer
 	CacheTo   []*remote.Exporter
+	// BuildKitFrom are asked after those, and BuildKitTo get what they can
+	// name when the build ends.
+	BuildKitFrom []*buildkit.Importer
+	BuildKitTo   []*buildkit.Exporter
 
 	again   int  // how often it began again, see Builder.Again
 	offline bool // nothing that is only in remote caches counts

@@ -50,6 +50,7 @@ func (j *job) openCaches() error {
 		return err
 	}
 	j.request.CacheFrom, j.request.CacheTo = j.caches.From, j.caches.To
+	j.request.BuildKitFrom, j.request.BuildKitTo = j.caches.BuildKitFrom, j.caches.BuildKitTo
 	return nil
 }
 
