@@ -22,7 +22,13 @@ import (
 // nameSteps prepares the names of steps in BuildKit's caches, if there are any.
 func (bd *build) nameSteps() {
 	if len(bd.r.BuildKitFrom) > 0 || len(bd.r.BuildKitTo) > 0 {
-		bd.names = buildkit.NewGraph(buildkit.Sources{Image: bd.namedImage, Tree: bd.namedTree})
+		s := buildkit.Sources{Image: bd.namedImage, Tree: bd.namedTree}
+		for _, t := range bd.r.Build.Targets {
+			if t.Image.Created != nil {
+				s.Epoch = *t.Image.Created
+			}
+		}
+		bd.names = buildkit.NewGraph(s)
 	}
 }
 
@@ -114,8 +120,9 @@ func (bd *build) byDefinition(ctx context.Context, v *vertex, i int) (digest.Dig
 	return "", false
 }
 
-// exportNamed gives the exporters what this build knows of steps that have
-// names in BuildKit's caches.
+// exportNamed gives the exporters what this build, which has succeeded, knows of
+// steps that have names in BuildKit's caches: such a cache is written as a whole,
+// and replaces the one that was there.
 func (bd *build) exportNamed(ctx context.Context) {
 	for _, x := range bd.r.BuildKitTo {
 		for _, v := range bd.order {

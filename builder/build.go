@@ -99,7 +99,6 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 	}
 	err := g.Wait()
 	bd.exportKnown(ctx)
-	bd.exportNamed(ctx)
 	if err != nil {
 		// The first failure is the cause; what others say is its echo.
 		if cause := context.Cause(ctx); cause != nil {
@@ -107,6 +106,7 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		}
 		return nil, err
 	}
+	bd.exportNamed(ctx)
 	return results, nil
 }
 

@@ -28,6 +28,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/opencontainers/go-digest"
 
@@ -115,6 +116,8 @@ type Sources struct {
 	// Tree returns the file system of a result. It is only called for results
 	// whose contents are wanted.
 	Tree func(context.Context, plan.Input) (Tree, error)
+	// Epoch is the time that SOURCE_DATE_EPOCH gives; zero: it is not set.
+	Epoch time.Time
 }
 
 // Graph gives the steps of one build their keys. Its methods may be called at

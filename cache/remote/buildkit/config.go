@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -142,7 +143,7 @@ func (m *Manifest) Find(ctx context.Context, k *Key, near bool) ([]Result, error
 		return nil, err
 	}
 	var results []Result
-	for i := range found {
+	for _, i := range slices.Sorted(maps.Keys(found)) {
 		r := m.config.Records[i]
 		for _, res := range r.Results {
 			if list, err := m.below(res.Layer); err == nil {
@@ -153,7 +154,7 @@ func (m *Manifest) Find(ctx context.Context, k *Key, near bool) ([]Result, error
 			results = m.add(results, c.Layers, c.CreatedAt, k)
 		}
 	}
-	slices.SortFunc(results, func(a, b Result) int { return b.Made.Compare(a.Made) })
+	slices.SortStableFunc(results, func(a, b Result) int { return b.Made.Compare(a.Made) })
 	return results, nil
 }
 

@@ -1,6 +1,7 @@
 package buildkit
 
 import (
+	"cmp"
 	"context"
 	"path"
 	"slices"
@@ -204,17 +205,14 @@ func execMounts(s *plan.Step, op *plan.Exec) ([]execMount, bool) {
 		if m.Output != 0 {
 			return nil, false
 		}
-		x := execMount{Dest: m.Target, Output: skipOutput, Readonly: m.Readonly, selector: m.Source}
+		x := execMount{Dest: cmp.Or(m.Given, m.Target), Output: skipOutput, Readonly: m.Readonly, selector: m.Source}
 		if m.Input >= 0 && m.Input < len(s.Inputs) {
 			x.source = s.Inputs[m.Input]
 		}
 		switch m.Type {
 		case plan.MountBind:
-			if isScript(m, x.source) {
-				x.Dest += "/"
-			}
 		case plan.MountCache:
-			x.MountType, x.CacheOpt = mountCache, cacheOptions(m)
+			x.MountType, x.CacheOpt = mountCache, cacheOptions(m, x.Dest)
 			if m.Mode != 0 && path.Join("/", m.Source) == "/" {
 				if x.source.Step != nil {
 					return nil, false // a directory made on top of another step
@@ -236,27 +234,14 @@ func execMounts(s *plan.Step, op *plan.Exec) ([]execMount, bool) {
 	return mounts, true
 }
 
-// isScript reports whether a mount shows the script of a here-document.
-func isScript(m plan.Mount, from plan.Input) bool {
-	if m.Target != "/dev/pipes" || !m.Readonly || from.Step == nil {
-		return false
-	}
-	op, ok := from.Step.Op.(*plan.File)
-	if !ok || len(op.Actions) != 1 {
-		return false
-	}
-	_, ok = op.Actions[0].(*plan.Mkfile)
-	return ok
-}
-
 // cacheOptions are left out but for those that a Dockerfile has without saying.
-func cacheOptions(m plan.Mount) *cacheOpt {
+func cacheOptions(m plan.Mount, dest string) *cacheOpt {
 	if m.Sharing == plan.SharingShared || m.Sharing == "" {
 		id := m.ID
 		if id == m.Target {
 			id = "/" + id // BuildKit's frontend puts an empty namespace before it
 		}
-		if _, target, ok := strings.Cut(id, "/"); ok && target == m.Target {
+		if _, target, ok := strings.Cut(id, "/"); ok && target == dest {
 			return &cacheOpt{ID: id}
 		}
 	}

@@ -56,7 +56,7 @@ const maxConfig = 1 << 20
 func (x *Exporter) Config(ctx context.Context) ([]byte, []blob.Ref, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	w := writer{x: x, records: map[*Key]int{}, contents: map[digest.Digest]int{}, layers: map[layer]int{}, blobs: map[digest.Digest]blob.Ref{}}
+	w := writer{x: x, records: map[digest.Digest]int{}, contents: map[digest.Digest]int{}, layers: map[layer]int{}, blobs: map[digest.Digest]blob.Ref{}}
 	for _, s := range x.steps {
 		i, err := w.record(ctx, s.key)
 		if err != nil {
@@ -98,7 +98,7 @@ func (x *Exporter) Config(ctx context.Context) ([]byte, []blob.Ref, error) {
 type writer struct {
 	x        *Exporter
 	c        config
-	records  map[*Key]int
+	records  map[digest.Digest]int // by identities
 	contents map[digest.Digest]int
 	layers   map[layer]int
 	blobs    map[digest.Digest]blob.Ref
@@ -107,7 +107,14 @@ type writer struct {
 // record returns the record of a key, and makes it first if need be; -1 if it
 // has an input that can't be named.
 func (w *writer) record(ctx context.Context, k *Key) (int, error) {
-	if i, ok := w.records[k]; ok {
+	id, err := k.Identity(ctx)
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	if err != nil {
+		return -1, nil // a directory that can't be read, say
+	}
+	if i, ok := w.records[id]; ok {
 		return i, nil
 	}
 	r := record{Digest: k.record()}
@@ -132,14 +139,14 @@ func (w *writer) record(ctx context.Context, k *Key) (int, error) {
 			}
 		}
 		if len(links) == 0 {
-			w.records[k] = -1
+			w.records[id] = -1
 			return -1, nil
 		}
 		r.Inputs = append(r.Inputs, links)
 	}
 	w.c.Records = append(w.c.Records, r)
-	w.records[k] = len(w.c.Records) - 1
-	return w.records[k], nil
+	w.records[id] = len(w.c.Records) - 1
+	return w.records[id], nil
 }
 
 // content returns the record of a digest of contents.

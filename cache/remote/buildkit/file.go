@@ -140,7 +140,11 @@ func (g *Graph) file(ctx context.Context, s *plan.Step, op *plan.File) *Key {
 			}
 			act.body = c
 		case *plan.Mkdir:
-			act.body = mkdirAction{Path: a.Path, Mode: a.Mode & 0o777, MakeParents: a.Parents, Owner: ownerOf(a.Owner, base), Timestamp: noTime}
+			dir := mkdirAction{Path: a.Path, Mode: a.Mode & 0o777, MakeParents: a.Parents, Owner: ownerOf(a.Owner, base), Timestamp: noTime}
+			if !g.s.Epoch.IsZero() && a.Parents {
+				dir.Timestamp = g.s.Epoch.UnixNano() // of WORKDIR
+			}
+			act.body = dir
 		case *plan.Mkfile:
 			act.body = mkfileAction{Path: a.Path, Mode: a.Mode & 0o777, Data: a.Data, Owner: ownerOf(a.Owner, base), Timestamp: noTime}
 		default:
@@ -206,7 +210,7 @@ func copyOf(a *plan.Copy, from plan.Input, base int) copyAction {
 	if a.FollowLinks && a.ContentsOnly && !hasWildcards(c.Src) {
 		c.AllowWildcard, c.AllowEmptyWildcard = true, true // which means nothing without wildcards
 	}
-	if from.Step != nil {
+	if from.Step != nil && c.Src == "/" {
 		if _, ok := from.Step.Op.(*plan.Git); ok {
 			c.DirCopyContents = false // nor does this, for a root
 		}

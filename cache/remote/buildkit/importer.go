@@ -33,9 +33,17 @@ type Importer struct {
 	warned bool
 }
 
+// patience is how long it may take to read what there is.
+const patience = 30 * time.Second
+
 func (im *Importer) load(ctx context.Context) []*Manifest {
 	im.once.Do(func() {
-		list, err := im.Load(ctx)
+		ask, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("no answer for %s", patience))
+		defer cancel()
+		list, err := im.Load(ask)
+		if err != nil && ask.Err() != nil {
+			err = context.Cause(ask)
+		}
 		if err != nil && ctx.Err() == nil {
 			im.fail(err)
 		}

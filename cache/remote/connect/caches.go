@@ -153,7 +153,7 @@ func (c *Caches) Finish(ctx context.Context) error {
 
 func (m mark) put(ctx context.Context) error {
 	config, layers, err := m.what.Config(ctx)
-	if err == nil {
+	if err == nil && config != nil {
 		err = m.at.Mark(ctx, config, layers)
 	}
 	if err != nil {

@@ -20,9 +20,6 @@ import (
 // configuration, and the layers that this names. Nothing of ours depends on it.
 // It replaces what was there, as it does when BuildKit writes.
 func (r *Repository) Mark(ctx context.Context, config []byte, layers []blob.Ref) error {
-	if config == nil {
-		config = []byte("{}") // those who look whether there is a cache find one
-	}
 	ref := blob.Ref{
 		Desc: ocispec.Descriptor{MediaType: buildkit.MediaType, Digest: digest.FromBytes(config), Size: int64(len(config))},
 		Open: func(context.Context) (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(config)), nil },
