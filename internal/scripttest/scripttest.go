@@ -15,6 +15,8 @@
 //
 //	registry VAR              start a registry on loopback; $VAR is its address
 //	distribution VAR          likewise, Debian's docker-registry ([exec:docker-registry])
+//	buildkitd VAR REGISTRY    start BuildKit ([buildkitd], [exec:runc]); $VAR is its address. It
+//	                          speaks http to the registry
 //	busybox REF               push a small base image that has a shell
 //	validate REF|ARCHIVE      check an image as go-containerregistry does
 //	config REF|ARCHIVE        print the image configuration
@@ -31,7 +33,7 @@
 //
 // Conditions: [root], [userns] (an ordinary user may make user namespaces),
 // [sandbox] (processes can be run: root), [busybox], [static] (strake needs no
-// dynamic loader, and can run in any root), [buildctl] and [buildx] (they are
+// dynamic loader, and can run in any root), [buildctl], [buildkitd] and [buildx] (they are
 // built from their modules, once, and are in $PATH).
 package scripttest
 
@@ -60,6 +62,7 @@ func Params(dir string, update bool) testscript.Params {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"registry":     startRegistry,
 			"distribution": startDistribution,
+			"buildkitd":    startBuildKit,
 			"busybox":      pushBusybox,
 			"validate":     validateImage,
 			"config":       printConfig,
@@ -134,7 +137,7 @@ func condition(cond string) (bool, error) {
 	case "busybox":
 		_, err := exec.LookPath("busybox")
 		return err == nil, nil
-	case "buildctl", "buildx":
+	case "buildctl", "buildkitd", "buildx":
 		ok, err := haveClient(cond)
 		if err != nil {
 			// The script says what is not tested, this says why.
