@@ -10,6 +10,7 @@ import (
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/cache/remote/buildkit"
 	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
 )
 
@@ -123,14 +124,16 @@ func (bd *build) byDefinition(ctx context.Context, v *vertex, i int) (digest.Dig
 // exportNamed gives the exporters what this build, which has succeeded, knows of
 // steps that have names in BuildKit's caches: such a cache is written as a whole,
 // and replaces the one that was there.
-func (bd *build) exportNamed(ctx context.Context) {
+func (bd *build) exportNamed(ctx context.Context, results []Result) {
 	for _, x := range bd.r.BuildKitTo {
+		inline := bd.imageSteps(ctx, x, results)
 		for _, v := range bd.order {
-			if !isRun(v) {
+			name := bd.names.Key(ctx, plan.Input{Step: v.step})
+			if name == nil || !isRun(v) {
 				continue
 			}
-			name := bd.names.Key(ctx, plan.Input{Step: v.step})
-			if name == nil {
+			if x.Inline {
+				x.Add(name, inline[v], time.Time{}, nil, snapshot.Sources{})
 				continue
 			}
 			rec, ok := v.result.peek()
@@ -141,9 +144,28 @@ func (bd *build) exportNamed(ctx context.Context) {
 			}
 			if ok && len(rec.Outputs) > 0 && (!x.Min || bd.minimal[v]) {
 				x.Add(name, rec.Outputs[0], rec.Made, bd.bases(rec), bd.sources())
-				continue
+			} else {
+				x.Add(name, nil, time.Time{}, nil, snapshot.Sources{})
 			}
-			x.Add(name, nil, time.Time{}, nil, bd.sources())
 		}
 	}
+}
+
+// imageSteps are the steps whose results are an image's layers, up to one of
+// them. They follow from the image, whatever else is known of the steps.
+func (bd *build) imageSteps(ctx context.Context, x *buildkit.Exporter, results []Result) map[*vertex]layers.Tree {
+	trees := map[*vertex]layers.Tree{}
+	if !x.Inline {
+		return trees
+	}
+	for _, r := range results {
+		for s := r.Target.Step; s != nil && len(s.Inputs) > 0; s = s.Inputs[0].Step {
+			name := bd.names.Key(ctx, plan.Input{Step: s})
+			if name == nil || name.Layers() > len(r.Tree) {
+				break
+			}
+			trees[bd.vertices[s]] = r.Tree[:name.Layers()]
+		}
+	}
+	return trees
 }

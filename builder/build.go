@@ -106,7 +106,7 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		}
 		return nil, err
 	}
-	bd.exportNamed(ctx)
+	bd.exportNamed(ctx, results)
 	return results, nil
 }
 

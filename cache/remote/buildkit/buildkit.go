@@ -79,6 +79,9 @@ func (c *content) digest(ctx context.Context) (digest.Digest, error) {
 // number of the result.
 func (k *Key) record() digest.Digest { return outputDigest(k.digest, k.output) }
 
+// Layers is how many layers the result has.
+func (k *Key) Layers() int { return k.count }
+
 // Identity is what tells the result of a key from all that BuildKit would not
 // take for it: its definition, and the contents of what has none.
 func (k *Key) Identity(ctx context.Context) (digest.Digest, error) {

@@ -25,6 +25,8 @@ type Exporter struct {
 	Pack   image.PackOptions
 	// Min: only what the target's layers are made of (mode=min).
 	Min bool
+	// Inline: for images, of which Records are wanted and nothing else.
+	Inline bool
 
 	mu    sync.Mutex
 	steps []step
@@ -56,7 +58,7 @@ const maxConfig = 1 << 20
 func (x *Exporter) Config(ctx context.Context) ([]byte, []blob.Ref, error) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	w := writer{x: x, records: map[digest.Digest]int{}, contents: map[digest.Digest]int{}, layers: map[layer]int{}, blobs: map[digest.Digest]blob.Ref{}}
+	w := newWriter(x)
 	for _, s := range x.steps {
 		i, err := w.record(ctx, s.key)
 		if err != nil {
@@ -94,6 +96,39 @@ func (x *Exporter) Config(ctx context.Context) ([]byte, []blob.Ref, error) {
 	return data, refs, nil
 }
 
+// Records returns the value of [InlineField] for an image with a tree. Equal
+// images have equal ones: there are no times in it.
+func (x *Exporter) Records(ctx context.Context, tree layers.Tree) ([]byte, error) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	w := newWriter(x)
+	for _, s := range x.steps {
+		// Only what this image is made by: BuildKit looks a step up in one of
+		// the images of an index.
+		n := len(s.tree)
+		if n == 0 || n > len(tree) || !slices.Equal(s.tree, tree[:n]) {
+			continue
+		}
+		i, err := w.record(ctx, s.key)
+		if err != nil {
+			return nil, err
+		}
+		if i < 0 {
+			continue
+		}
+		c := chain{Layers: make([]int, n)}
+		for l := range n {
+			c.Layers[l] = l
+		}
+		w.c.Records[i].Chains = []chain{c}
+	}
+	data, err := json.Marshal(w.c.Records)
+	if err != nil {
+		return nil, err
+	}
+	return json.Marshal(data) // in Base64
+}
+
 // writer is a configuration in the making.
 type writer struct {
 	x        *Exporter
@@ -102,6 +137,10 @@ type writer struct {
 	contents map[digest.Digest]int
 	layers   map[layer]int
 	blobs    map[digest.Digest]blob.Ref
+}
+
+func newWriter(x *Exporter) *writer {
+	return &writer{x: x, records: map[digest.Digest]int{}, contents: map[digest.Digest]int{}, layers: map[layer]int{}, blobs: map[digest.Digest]blob.Ref{}}
 }
 
 // record returns the record of a key, and makes it first if need be; -1 if it

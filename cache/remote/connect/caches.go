@@ -12,6 +12,7 @@ import (
 	"github.com/strake-build/strake/cache/remote/buildkit"
 	"github.com/strake-build/strake/cache/remote/dir"
 	"github.com/strake-build/strake/cache/remote/oci"
+	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/layers/leak"
 	"github.com/strake-build/strake/layers/snapshot"
@@ -33,7 +34,7 @@ type Caches struct {
 
 // mark is what is put at the reference of a cache at the end.
 type mark struct {
-	at   *oci.Repository // nil: nothing
+	at   *oci.Repository // nil: nothing, or an image
 	what *buildkit.Exporter
 }
 
@@ -74,6 +75,9 @@ func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, w
 		all.strict, all.marks = append(all.strict, x.Strict), append(all.marks, mark{})
 		if spec.Type == remote.TypeInline {
 			all.To = append(all.To, remote.NewInline(ctx, s.Layers, s.Packer))
+			foreign := &buildkit.Exporter{Inline: true}
+			all.marks[len(all.marks)-1] = mark{what: foreign}
+			all.BuildKitTo = append(all.BuildKitTo, foreign)
 			continue
 		}
 		b, err := c.Cache(spec)
@@ -119,12 +123,16 @@ func (c *Connector) importers(spec remote.Spec) ([]remote.Backend, *buildkit.Imp
 
 // Fields returns the fields that inline caches add to the configuration of an
 // image, as export.Image wants them; nil if there are none.
-func (c *Caches) Fields() func(context.Context, image.PackOptions) (map[string]json.RawMessage, error) {
-	for _, x := range c.To {
+func (c *Caches) Fields() func(context.Context, layers.Tree, image.PackOptions) (map[string]json.RawMessage, error) {
+	for i, x := range c.To {
 		if x.IsInline() {
-			return func(ctx context.Context, o image.PackOptions) (map[string]json.RawMessage, error) {
-				data, err := x.Inline(ctx, o)
-				return map[string]json.RawMessage{remote.InlineField: data}, err
+			return func(ctx context.Context, t layers.Tree, o image.PackOptions) (map[string]json.RawMessage, error) {
+				ours, err := x.Inline(ctx, o)
+				if err != nil {
+					return nil, err
+				}
+				theirs, err := c.marks[i].what.Records(ctx, t)
+				return map[string]json.RawMessage{remote.InlineField: ours, buildkit.InlineField: theirs}, err
 			}
 		}
 	}
