@@ -89,13 +89,14 @@ func (o *sandboxOptions) addFlags(f *pflag.FlagSet) {
 // store is the open store and what works on it.
 type store struct {
 	*state.Root
-	mode    rootless.Mode
-	offline bool
-	blobs   *blob.Store
-	layers  *snapshot.Store
-	images  *image.Store
-	client  *registry.Client
-	packer  *image.Packer
+	mode     rootless.Mode
+	offline  bool
+	blobs    *blob.Store
+	segments *compress.SegmentCache
+	layers   *snapshot.Store
+	images   *image.Store
+	client   *registry.Client
+	packer   *image.Packer
 	// connector opens remote caches.
 	connector *connect.Connector
 
@@ -132,11 +133,7 @@ func openStore(e *env, o registryOptions) (_ *store, err error) {
 		return nil, err
 	}
 	s.connector.Registry = s.client
-	segments, err := compress.OpenSegments(root.Path("segments"))
-	if err != nil {
-		return nil, err
-	}
-	s.packer = &image.Packer{Layers: s.layers, Blobs: s.blobs, Segments: segments}
+	s.packer = &image.Packer{Layers: s.layers, Blobs: s.blobs, Segments: s.segments}
 	return s, nil
 }
 
@@ -145,6 +142,7 @@ func (s *store) open(e *env) (err error) {
 	if s.blobs, err = blob.Open(s.Path("blobs"), s.TempFile); err != nil {
 		return err
 	}
+	s.segments = compress.OpenSegments(s.Path("segments"), s.Path("blobs", "sha256"), tmp)
 	driver, err := chooseDriver(e.getenv("STRAKE_DRIVER"), s.mode)
 	if err != nil {
 		return err

@@ -360,6 +360,9 @@ func (p *Packer) compress(ctx context.Context, o PackOptions, s *leak.Search, wr
 	if err != nil {
 		return packed{}, err
 	}
+	if z, ok := c.(*compress.Writer); ok {
+		z.Keep(d.Encoded())
+	}
 	done := packed{
 		desc: ocispec.Descriptor{MediaType: o.algorithm().MediaType(), Digest: d, Size: size},
 		tar:  digest.NewDigest(digest.SHA256, h),

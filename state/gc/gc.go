@@ -52,7 +52,7 @@ const (
 	TypeBlob       Type = "blob"       // a packed layer, a configuration or manifest
 	TypeCacheMount Type = "cachemount" // the contents of RUN --mount=type=cache
 	TypeContext    Type = "context"    // a copy of a directory of a client of the daemon
-	TypeSegments   Type = "segments"   // compressed pieces of layers; one entry for all
+	TypeSegments   Type = "segments"   // lists of the compressed pieces in blobs; one entry for all
 	TypeOther      Type = "other"      // records, indexes, temporary files: a directory of the store
 )
 

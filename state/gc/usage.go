@@ -94,7 +94,7 @@ var descriptions = map[string]string{
 	"layers":      "the directory of layers",
 	"leases":      "what processes use",
 	"locks":       "what processes wait for",
-	"segments":    "compressed pieces of layers",
+	"segments":    "where compressed pieces of layers are in blobs",
 	"tmp":         "temporary files of processes",
 }
 
