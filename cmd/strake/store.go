@@ -142,7 +142,7 @@ func (s *store) open(e *env) (err error) {
 	if s.blobs, err = blob.Open(s.Path("blobs"), s.TempFile); err != nil {
 		return err
 	}
-	s.segments = compress.OpenSegments(s.Path("segments"), s.Path("blobs", "sha256"), tmp)
+	s.segments = compress.OpenSegments(s.Path("segments"), s.Path("blobs", "sha256"), s.TempFile)
 	driver, err := chooseDriver(e.getenv("STRAKE_DRIVER"), s.mode)
 	if err != nil {
 		return err

@@ -328,7 +328,7 @@ func startServer(t *testing.T, log io.Writer) *grpc.ClientConn {
 	index, err := source.OpenIndex(root.Path("index"))
 	must(err)
 	t.Cleanup(func() { index.Close() })
-	segments := compress.OpenSegments(root.Path("segments"), root.Path("blobs", "sha256"), t.TempDir())
+	segments := compress.OpenSegments(root.Path("segments"), root.Path("blobs", "sha256"), root.TempFile)
 	client, err := registry.New(registry.Options{ConfigDir: t.TempDir()})
 	must(err)
 	runner, err := linux.New(linux.Options{})

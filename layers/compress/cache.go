@@ -24,7 +24,8 @@ import (
 // missing. Nothing is synced: what a crash takes away is compressed again. That
 // a list can't be kept is no error either.
 type SegmentCache struct {
-	dir, blobs, tmp string
+	dir, blobs string
+	temp       func(pattern string) (*os.File, error)
 
 	mu     sync.Mutex
 	read   map[string]bool // lists that were read, by name
@@ -59,10 +60,9 @@ const (
 
 // OpenSegments returns the cache of the segments in the blobs of the directory
 // blobs, whose names are hex digits. Its lists are in dir, which is made when
-// there is one to be kept, and temporary files in tmp, on the same file system;
-// those of a process that was killed are left for the owner of tmp to remove.
-func OpenSegments(dir, blobs, tmp string) *SegmentCache {
-	return &SegmentCache{dir: dir, blobs: blobs, tmp: tmp, read: map[string]bool{}, places: map[segmentKey]place{}}
+// there is one to be kept. temp makes temporary files on the same file system.
+func OpenSegments(dir, blobs string, temp func(pattern string) (*os.File, error)) *SegmentCache {
+	return &SegmentCache{dir: dir, blobs: blobs, temp: temp, read: map[string]bool{}, places: map[segmentKey]place{}}
 }
 
 var castagnoli = crc32.MakeTable(crc32.Castagnoli)
@@ -176,7 +176,7 @@ func (c *SegmentCache) write(name string, data []byte) error {
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(c.tmp, "segments-*")
+	f, err := c.temp("segments-*")
 	if err != nil {
 		return err
 	}

@@ -17,16 +17,20 @@ type testCache struct {
 func openCache(t testing.TB) testCache {
 	t.Helper()
 	dir := t.TempDir()
-	c := testCache{OpenSegments(filepath.Join(dir, "segments"), filepath.Join(dir, "blobs"), dir)}
+	c := testCache{OpenSegments(filepath.Join(dir, "segments"), filepath.Join(dir, "blobs"), tempIn(dir))}
 	if err := os.Mkdir(c.blobs, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
+func tempIn(dir string) func(string) (*os.File, error) {
+	return func(pattern string) (*os.File, error) { return os.CreateTemp(dir, pattern) }
+}
+
 // again is the cache as another process sees it.
 func (c testCache) again() testCache {
-	return testCache{OpenSegments(c.dir, c.blobs, c.tmp)}
+	return testCache{OpenSegments(c.dir, c.blobs, c.temp)}
 }
 
 // pack compresses data into a blob, and tells what was not there already.
@@ -176,7 +180,7 @@ func TestCacheGone(t *testing.T) {
 	t.Parallel()
 	data := sample(3<<20, 23)
 	c := openCache(t)
-	c.tmp = filepath.Join(c.tmp, "missing")
+	c.temp = tempIn(filepath.Join(t.TempDir(), "missing"))
 	got, n := c.pack(t, data, Options{})
 	if n != 0 || !bytes.Equal(got, pack(t, data, Options{})) {
 		t.Errorf("%d segments kept, or other bytes", n)
