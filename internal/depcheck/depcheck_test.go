@@ -105,7 +105,7 @@ var allowed = []struct {
 	{"internal/testbed", nil},
 	{"internal/hostile", nil},
 	{"internal/faults", nil},
-	{"bench/...", []string{"bench/imagetree"}},
+	{"bench/...", []string{"bench/content", "bench/imagetree"}},
 	{"conformance", nil},
 	{"examples/...", nil},
 }

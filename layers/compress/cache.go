@@ -25,7 +25,7 @@ import (
 // a list can't be kept is no error either.
 type SegmentCache struct {
 	dir, blobs string
-	temp       func(pattern string) (*os.File, error)
+	temp       func(prefix string) (*os.File, error)
 
 	mu     sync.Mutex
 	read   map[string]bool // lists that were read, by name
@@ -61,7 +61,7 @@ const (
 // OpenSegments returns the cache of the segments in the blobs of the directory
 // blobs, whose names are hex digits. Its lists are in dir, which is made when
 // there is one to be kept. temp makes temporary files on the same file system.
-func OpenSegments(dir, blobs string, temp func(pattern string) (*os.File, error)) *SegmentCache {
+func OpenSegments(dir, blobs string, temp func(prefix string) (*os.File, error)) *SegmentCache {
 	return &SegmentCache{dir: dir, blobs: blobs, temp: temp, read: map[string]bool{}, places: map[segmentKey]place{}}
 }
 
@@ -176,7 +176,7 @@ func (c *SegmentCache) write(name string, data []byte) error {
 	if err := os.MkdirAll(c.dir, 0o755); err != nil {
 		return err
 	}
-	f, err := c.temp("segments-*")
+	f, err := c.temp("segments")
 	if err != nil {
 		return err
 	}
