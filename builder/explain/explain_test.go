@@ -154,7 +154,11 @@ func TestShare(t *testing.T) {
 		t.Errorf("received %v (-want +got):\n%s", got.Attrs, diff)
 	}
 	var paths []string
-	err = got.Files(d, func(f builds.File) error { paths = append(paths, f.Path); return nil })
+	list, err := got.Files(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = builds.ReadFiles(list, func(f builds.File) error { paths = append(paths, f.Path); return nil })
 	if err != nil || strings.Join(paths, " ") != "a" {
 		t.Errorf("files are %q, %v", paths, err)
 	}
@@ -175,7 +179,7 @@ func FuzzReceived(f *testing.F) {
 				t.Error("a finding without a text")
 			}
 		}
-		if err := b.Files(digest.FromString("x"), func(builds.File) error { return nil }); err == nil {
+		if _, err := b.Files(digest.FromString("x")); err == nil {
 			t.Error(errors.New("there is a list of files that nobody sent"))
 		}
 	})

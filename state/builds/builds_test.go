@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"slices"
@@ -249,11 +250,72 @@ func TestFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []File
-	err := next.Record().Files(d, func(f File) error { got = append(got, f); return nil })
+	list, err := next.Record().Files(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer list.Close()
+	err = ReadFiles(list, func(f File) error { got = append(got, f); return nil })
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("files: %v (-want +got):\n%s", err, diff)
 	}
 	if entries, err := os.ReadDir(next.Record().Dir); err != nil || len(entries) != 4 {
 		t.Errorf("%v, %v: want no more than record, steps, events and files", entries, err)
+	}
+}
+
+// Of two lists the lines that differ are found, wherever they are.
+func TestCompareFiles(t *testing.T) {
+	t.Parallel()
+	s := Open(root(t, t.TempDir()), Limits{})
+	b := begin(t, s, Record{})
+	defer end(t, b, nil)
+	list := func(paths string) io.ReadCloser {
+		d := digest.FromString(paths)
+		if err := b.KeepFiles(d, func(w *FileWriter) error {
+			for _, p := range strings.Fields(paths) {
+				name, sum, _ := strings.Cut(p, "=")
+				if err := w.Add(File{Path: name, Type: "0", Sum: sum}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		r, err := b.Record().Files(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	show := func(files []File) string {
+		var out []string
+		for _, f := range files {
+			out = append(out, f.Path+"="+f.Sum)
+		}
+		slices.Sort(out)
+		return strings.Join(out, " ")
+	}
+	for _, c := range []struct{ a, b, onlyA, onlyB string }{
+		{"", "", "", ""},
+		{"a=1 b=2", "a=1 b=2", "", ""},
+		{"a=1 b=2 c=3", "a=1 b=9 c=3", "b=2", "b=9"},
+		{"new=1 a=1 b=2 c=3", "a=1 b=2 c=3", "new=1", ""},
+		{"a=1 b=2 c=3", "b=2 c=3 d=4", "a=1", "d=4"},
+		{"a=1 b=2", "", "a=1 b=2", ""},
+		{"a=1 b=2 c=3", "c=3 b=2 a=1", "", ""},
+	} {
+		x, y := list(c.a), list(c.b)
+		onlyA, onlyB, err := CompareFiles(x, y)
+		if err != nil || show(onlyA) != c.onlyA || show(onlyB) != c.onlyB {
+			t.Errorf("%q and %q: only %q and %q, %v; want %q and %q", c.a, c.b, show(onlyA), show(onlyB), err, c.onlyA, c.onlyB)
+		}
+		if err := errors.Join(x.Close(), y.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := CompareFiles(strings.NewReader("damaged"), list("a=1")); err == nil {
+		t.Error("a damaged list is no error")
 	}
 }
