@@ -78,7 +78,7 @@ func (e *Exporter) Export(ctx context.Context, images []Image, o Output) (respon
 		x.created = *o.Epoch
 	}
 	if o.RewriteTimes {
-		x.o.Pack.ModTime, x.o.Pack.Clamp = *o.Epoch, true
+		x.o.Pack.ModTime = *o.Epoch
 	}
 	x.id = "export " + o.Type + " " + o.Dest + " " + strings.Join(o.Names, ",")
 	x.event(progress.Event{Kind: progress.Start, Name: x.title()})

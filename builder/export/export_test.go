@@ -389,7 +389,7 @@ func TestTar(t *testing.T) {
 	if got := read([]Image{img}, Output{Epoch: &epoch}); !strings.HasSuffix(got[1], " 2000000000") {
 		t.Errorf("with an epoch: %q", got)
 	}
-	if got := read([]Image{img}, Output{Epoch: &epoch, RewriteTimes: true}); !strings.HasSuffix(got[1], " 1000000000") {
+	if got := read([]Image{img}, Output{Epoch: &epoch, RewriteTimes: true}); !strings.HasSuffix(got[1], " 2000000000") {
 		t.Errorf("with rewrite-timestamp: %q", got)
 	}
 }
