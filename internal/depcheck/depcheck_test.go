@@ -76,7 +76,7 @@ var allowed = []struct {
 	{"builder/sandbox/...", []string{"builder/sandbox/..."}},
 	{"internal/flight", nil},
 	{"internal/manifest", nil},
-	{"internal/scripttest", []string{"cache/remote/gha/ghatest"}},
+	{"internal/scripttest", []string{"cache/remote/gha/ghatest", "cache/remote/s3/s3test"}},
 	{"internal/depcheck", nil},
 	{"layers", []string{"layers/blob", "layers/compress"}},
 	{"policy", []string{"plan"}},

@@ -33,8 +33,9 @@
 //
 // Conditions: [root], [userns] (an ordinary user may make user namespaces),
 // [sandbox] (processes can be run: root), [busybox], [static] (strake needs no
-// dynamic loader, and can run in any root), [buildctl], [buildkitd] and [buildx] (they are
-// built from their modules, once, and are in $PATH).
+// dynamic loader, and can run in any root), [buildctl], [buildkitd] and [buildx]
+// (they are built from their modules, once, and are in $PATH), [azurite] (the
+// storage of gha is a real one; see scripts/caches).
 package scripttest
 
 import (
@@ -49,6 +50,8 @@ import (
 	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/strake-build/strake/cache/remote/gha/ghatest"
 )
 
 // Params runs the scripts in dir.
@@ -144,6 +147,8 @@ func condition(cond string) (bool, error) {
 			fmt.Fprintf(os.Stderr, "%s: %v\n", cond, err)
 		}
 		return ok, nil
+	case "azurite":
+		return os.Getenv(ghatest.Variable) != "", nil
 	case "userns":
 		return exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Ur", "true").Run() == nil, nil
 	}
