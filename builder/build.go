@@ -56,11 +56,12 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		mounts:     map[string]func(){},
 		renewed:    map[string]bool{},
 	}
+	bd.prefix = r.Scope
 	if r.again > 0 {
-		bd.prefix = fmt.Sprintf("again%d/", r.again)
+		bd.prefix += fmt.Sprintf("again%d/", r.again)
 	}
 	if r.verify {
-		bd.prefix = "verify/"
+		bd.prefix += "verify/"
 	}
 	if r.offline {
 		bd.r.CacheFrom, bd.r.BuildKitFrom = nil, nil
@@ -118,7 +119,7 @@ type build struct {
 	announce func() error // writes down what there is to do, before the first step runs
 	vertices map[*plan.Step]*vertex
 	order    []*vertex
-	prefix   string // of vertex IDs, in a build that begins again
+	prefix   string // of vertex IDs
 
 	minimal, copied map[*vertex]bool // see findMinimal
 	names           *buildkit.Graph  // see nameSteps

@@ -99,6 +99,9 @@ type Request struct {
 	verify  bool // see Verify
 
 	Progress progress.Func
+	// Scope begins the IDs of vertices in events and in Record: it tells those
+	// of several requests apart that are one build of a user.
+	Scope string
 	// OnError is called when the process of a step failed, before its root
 	// file system is discarded; nil is allowed. run runs another process there,
 	// on a terminal whose master it passes on (see sandbox.Process.Terminal),

@@ -19,7 +19,7 @@ import (
 // openCaches opens the remote caches that the client names. As in BuildKit,
 // attributes that mean nothing are passed over.
 func (j *job) openCaches() error {
-	report := j.board.event("")
+	report := j.board.event
 	warn := func(err error) {
 		report(progress.Event{Time: time.Now(), Kind: progress.Warning, Text: err.Error()})
 	}

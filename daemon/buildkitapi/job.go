@@ -34,6 +34,7 @@ import (
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/policy"
+	"github.com/strake-build/strake/state/builds"
 )
 
 // Keys of a result's metadata, and of what a Solve responds.
@@ -62,6 +63,7 @@ type job struct {
 	req     *controlapi.SolveRequest
 	allow   map[string]bool
 	board   *board
+	record  *builds.Build // nil if it can't be kept
 	guard   *leak.Guard
 	store   *Store
 
@@ -336,11 +338,12 @@ func (j *job) run(refs []*reference) ([]builder.Result, error) {
 	scope := fmt.Sprintf("run%d/", j.runs)
 	j.mu.Unlock()
 	request := j.builderRequest()
-	request.Build, request.Locals, request.Secret, request.Guard, request.SSH, request.Progress = build, locals, j.secret, j.guard, j.agent, j.board.event(scope)
+	request.Build, request.Locals, request.Secret, request.Guard, request.SSH, request.Progress = build, locals, j.secret, j.guard, j.agent, j.board.event
+	request.Scope, request.Record = scope, j.record
 	results, err := j.store.Builder.Build(j.ctx, request)
 	var step *builder.StepError
 	if errors.As(err, &step) {
-		err = errdefs.WrapVertex(err, digest.Digest(j.board.vertexDigest(scope+step.Vertex)))
+		err = errdefs.WrapVertex(err, digest.Digest(j.board.vertexDigest(step.Vertex)))
 	}
 	return results, err
 }
