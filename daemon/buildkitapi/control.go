@@ -98,7 +98,8 @@ func (j *job) solve() (map[string]string, error) {
 		return nil, err
 	}
 	response, err := j.buildAndExport(outputs)
-	if ferr := j.caches.Finish(j.ctx); err == nil {
+	response, ferr := j.finishCaches(response)
+	if err == nil {
 		err = ferr
 	}
 	return response, err

@@ -76,7 +76,8 @@ type job struct {
 	// policies decide what may be fetched.
 	policies []*policy.Policy
 
-	caches *connect.Caches
+	caches       *connect.Caches
+	clientCaches map[string]*clientCache // by path
 
 	mu      sync.Mutex
 	request builder.Request    // of which only what caches do to it is set
@@ -130,7 +131,7 @@ type result struct {
 func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job, error) {
 	j := &job{
 		guard: &leak.Guard{},
-		s:     s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref), caches: &connect.Caches{},
+		s:     s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref), caches: &connect.Caches{}, clientCaches: map[string]*clientCache{},
 		allow: map[string]bool{}, refs: map[string]*reference{}, locals: map[string]*local{},
 		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(), users: 1,
 	}
@@ -415,6 +416,9 @@ func (j *job) images(res *result) ([]export.Image, error) {
 		}
 	}
 	if err := j.evaluate(refs...); err != nil {
+		return nil, err
+	}
+	if err := j.keepImported(refs); err != nil {
 		return nil, err
 	}
 	var out []export.Image
