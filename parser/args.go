@@ -2,6 +2,7 @@ package parser
 
 import (
 	"context"
+	"fmt"
 	"slices"
 	"strconv"
 	"strings"
@@ -87,21 +88,38 @@ func (t *target) globalArgs(e *env, given map[string]string, declare func(*instr
 
 // openEpoch reads SOURCE_DATE_EPOCH from the build args or the global ones.
 func (t *target) openEpoch(ctx context.Context) (err error) {
-	value, given := t.args[epochArg]
-	if !given {
-		value, _ = t.globals.Get(epochArg)
+	if value, given := t.args[epochArg]; given {
+		t.epoch, err = t.readEpoch(ctx, value)
+		return err
 	}
-	if value == "" {
+	value, _ := t.globals.Get(epochArg)
+	if t.epoch, err = t.readEpoch(ctx, value); err == nil {
 		return nil
+	}
+	for _, c := range t.syntax.args {
+		for _, arg := range c.Args {
+			if arg.Key == epochArg {
+				err = t.file.at(c.Location(), err)
+			}
+		}
+	}
+	return err
+}
+
+// readEpoch reads a value of SOURCE_DATE_EPOCH; nil if it is empty.
+func (t *target) readEpoch(ctx context.Context, value string) (*time.Time, error) {
+	if value == "" {
+		return nil, nil
 	}
 	seconds, err := strconv.ParseInt(value, 10, 64)
 	if err != nil {
-		t.epoch, err = t.epochOf(ctx, value)
-		return err
+		return t.epochOf(ctx, value)
 	}
 	epoch := time.Unix(seconds, 0).UTC()
-	t.epoch = &epoch
-	return nil
+	if y := epoch.Year(); y < 0 || y > 9999 {
+		return nil, fmt.Errorf("invalid %s: %s is no time of this age", epochArg, value) // and JSON can't tell it
+	}
+	return &epoch, nil
 }
 
 // proxyEnv returns the proxy variables that build args set, as processes want

@@ -167,9 +167,9 @@ func (s *stage) badBase(err error) error {
 	}
 	stages := s.t.stageNames()
 	near := closest(strings.ToLower(s.BaseName), stages)
-	what := s.what
+	what := shorten(s.what)
 	if what == "" {
-		what = "FROM " + s.BaseName
+		what = "FROM " + shorten(s.BaseName)
 	}
 	e := s.t.file.fault(s.Location, fmt.Errorf("%s: %w", what, err))
 	switch {

@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
+	"github.com/moby/buildkit/frontend/dockerfile/linter"
 
 	"github.com/strake-build/strake/plan"
 )
@@ -45,7 +46,7 @@ type Stage struct {
 
 // List returns the stages, in order. Nothing is looked up.
 func (f *File) List() ([]Stage, error) {
-	s, err := f.read(nil)
+	s, err := f.read(linter.New(&linter.Config{}))
 	if err != nil {
 		return nil, err
 	}

@@ -56,7 +56,7 @@ func (t *target) newStage(index int, st instructions.Stage) (*stage, error) {
 	}
 	t.lintUndefinedInFrom(name, st.Location, lint)
 	if name.Result == "" {
-		e := t.file.fault(st.Location, fmt.Errorf("base name (%s) should not be blank", st.BaseName))
+		e := t.file.fault(st.Location, fmt.Errorf("base name (%s) should not be blank", shorten(st.BaseName)))
 		e.Hint = t.undefinedHint(name.Unmatched)
 		return nil, mark(e, st.BaseName)
 	}

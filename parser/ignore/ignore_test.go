@@ -137,8 +137,10 @@ func FuzzIgnored(f *testing.F) {
 		"a\n!a/b", "*\n!src/**/*.go", "**/x\n!y", "a/**\n!a/b/**", "!a\na*\n!a/b", "[a-b]\n!**", `\a` + "\n!a?", "a^b\n^a",
 		"b*\n!b", "*/b\n!a", "**a\n!a/b/ba", "a \n! b", ".\n..", "/a\n!/a/b", "a**/b",
 	} {
-		f.Add(seed)
+		f.Add(seed, false)
+		f.Add(seed, true)
 	}
+	f.Add("\xef\xbb\xbfa\n# b\n !c \n/d/", true)
 	var paths []string
 	names := []string{"a", "b", "ab", "x", "src", "a.go", "a b", "^a"}
 	for _, x := range names {
@@ -150,11 +152,17 @@ func FuzzIgnored(f *testing.F) {
 			}
 		}
 	}
-	f.Fuzz(func(t *testing.T, text string) {
+	f.Fuzz(func(t *testing.T, text string, file bool) {
 		if strings.ContainsRune(text, 0) || len(text) > 200 {
 			t.Skip("the library's scanner complains to stderr")
 		}
-		patterns := strings.Split(text, "\n")
+		patterns := strings.Split(text, "\n") // as flags give them
+		if file {
+			var err error
+			if patterns, err = Read(strings.NewReader(text)); err != nil {
+				return
+			}
+		}
 		m, err := New(patterns)
 		if err != nil {
 			return
