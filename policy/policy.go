@@ -15,6 +15,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"regexp"
 	"strings"
@@ -128,7 +129,7 @@ func Parse(data []byte) (*Policy, error) {
 	if err := d.Decode(p); err != nil {
 		return nil, fmt.Errorf("source policy: %w", err)
 	}
-	if d.More() {
+	if _, err := d.Token(); err != io.EOF {
 		return nil, errors.New("source policy: there is something after the policy")
 	}
 	if p.Version > 1 {
@@ -166,7 +167,7 @@ func (r *rule) compile() (err error) {
 		if strings.Contains(s.Identifier, "**") {
 			return fmt.Errorf("%q: ** is no wildcard", s.Identifier)
 		}
-		s.pattern, err = regexp.Compile("^" + strings.ReplaceAll(regexp.QuoteMeta(s.Identifier), `\*`, "(.*)") + "$")
+		s.pattern, err = regexp.Compile("(?s)^" + strings.ReplaceAll(regexp.QuoteMeta(s.Identifier), `\*`, "(.*)") + "$")
 	}
 	if err != nil {
 		return err

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"encoding/json"
 	"errors"
 	"strings"
 	"testing"
@@ -94,13 +95,29 @@ func TestSourceAndBack(t *testing.T) {
 	}
 }
 
-func FuzzParse(f *testing.F) {
-	f.Add([]byte(`{"rules":[{"action":"CONVERT","selector":{"identifier":"a*"},"updates":{"identifier":"b${1}"}}]}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
+// FuzzPolicy: a policy is one JSON document, and one that denies everything at
+// its end lets nothing through.
+func FuzzPolicy(f *testing.F) {
+	f.Add([]byte(`{"rules":[{"action":"CONVERT","selector":{"identifier":"a*"},"updates":{"identifier":"b${1}"}}]}`), "abc")
+	f.Add([]byte(`{"rules":[{"action":"ALLOW","selector":{"identifier":".","match_type":"REGEX"}}]}`), "https://a/\n")
+	f.Add([]byte(`{"version":1,"rules":[{"selector":{"identifier":"*","constraints":[{"key":"k","value":"v","condition":"MATCHES"}]}}]}}`), "")
+	f.Fuzz(func(t *testing.T, data []byte, identifier string) {
 		p, err := Parse(data)
 		if err != nil {
 			return
 		}
-		_, _ = Evaluate([]*Policy{p}, Source{Identifier: "abc", Attrs: map[string]string{"k": "v"}})
+		if !json.Valid(data) {
+			t.Fatal("what isn't JSON was read")
+		}
+		src := Source{Identifier: identifier, Attrs: map[string]string{"k": "v"}}
+		_, _ = Evaluate([]*Policy{p}, src)
+		all, err := Parse([]byte(`{"rules":[{"action":"DENY","selector":{"identifier":"*"}}]}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Rules = append(p.Rules, all.Rules...)
+		if got, err := Evaluate([]*Policy{p}, src); err == nil {
+			t.Errorf("%q passed as %+v a policy that denies everything", identifier, got)
+		}
 	})
 }

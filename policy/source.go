@@ -31,7 +31,7 @@ const (
 	attrKeepGitDir     = "git.keepgitdir"
 	attrGitChecksum    = "git.checksum"
 	attrSkipSubmodules = "git.skipsubmodules"
-	attrAuthToken      = "git.authtokensecret"
+	attrAuthToken      = "git.authtokensecret" // #nosec G101 -- the name of an attribute
 )
 
 // SourceOf is the source of an op; ok is false if it fetches nothing. local gives
