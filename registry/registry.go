@@ -133,7 +133,7 @@ func New(o Options) (*Client, error) {
 	c.http = &http.Client{
 		Transport: &transports{
 			strict:   newTransport(&tls.Config{MinVersion: tls.VersionTLS12}),
-			lax:      newTransport(&tls.Config{InsecureSkipVerify: true}),
+			lax:      newTransport(&tls.Config{InsecureSkipVerify: true}), // #nosec G402 -- for the registries that the user calls insecure
 			insecure: c.insecure,
 		},
 		CheckRedirect: checkRedirect,

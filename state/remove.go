@@ -4,7 +4,6 @@ import (
 	"errors"
 	"io/fs"
 	"os"
-	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -71,15 +70,24 @@ func (r *Root) removeAllLater() {
 	}
 }
 
-// permit lets the owner into all directories of a tree.
+// permit lets the owner into all directories of a tree, and into nothing else,
+// whatever takes their place meanwhile.
 func permit(path string) {
+	root, err := os.OpenRoot(path)
+	if errors.Is(err, fs.ErrPermission) && os.Chmod(path, 0o700) == nil {
+		root, err = os.OpenRoot(path)
+	}
+	if err != nil {
+		return
+	}
+	defer root.Close()
 	// WalkDir calls back before it reads a directory, and follows no links.
-	_ = filepath.WalkDir(path, func(p string, d fs.DirEntry, err error) error {
-		if err != nil {
+	_ = fs.WalkDir(root.FS(), ".", func(p string, d fs.DirEntry, err error) error {
+		if err != nil || len(p) >= unix.PathMax {
 			return fs.SkipDir
 		}
 		if d.IsDir() {
-			_ = os.Chmod(p, 0o700)
+			_ = root.Chmod(p, 0o700)
 		}
 		return nil
 	})

@@ -154,7 +154,7 @@ func (a *archive) read(ctx context.Context, r io.Reader) error {
 				return fmt.Errorf("archive: %s: %w", name, err)
 			}
 		case tar.TypeSymlink:
-			a.links[name] = path.Join(path.Dir(name), h.Linkname)
+			a.links[name] = path.Join(path.Dir(name), h.Linkname) // #nosec G305 -- the name of another member, never a path of the host
 		case tar.TypeLink:
 			a.links[name] = path.Clean(strings.TrimLeft(h.Linkname, "/"))
 		}

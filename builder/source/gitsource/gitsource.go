@@ -344,9 +344,14 @@ func removeGit(dir string) error {
 	if err := os.RemoveAll(filepath.Join(dir, ".git")); err != nil {
 		return err
 	}
-	return filepath.WalkDir(dir, func(p string, d fs.DirEntry, err error) error {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	return fs.WalkDir(root.FS(), ".", func(p string, d fs.DirEntry, err error) error {
 		if err == nil && d.Name() == ".git" && d.Type().IsRegular() {
-			return os.Remove(p)
+			return root.Remove(p)
 		}
 		return err
 	})
@@ -431,8 +436,8 @@ func modes(dir string) error {
 // The secrets that give access to a repository where op names none: a header or
 // a token, for one host or all of them.
 const (
-	headerSecret = "GIT_AUTH_HEADER"
-	tokenSecret  = "GIT_AUTH_TOKEN"
+	headerSecret = "GIT_AUTH_HEADER" // #nosec G101 -- the name of one
+	tokenSecret  = "GIT_AUTH_TOKEN"  // #nosec G101 -- the name of one
 )
 
 // authorization is the setting that authenticates requests to op's host, and to
