@@ -34,7 +34,16 @@ type node struct {
 }
 
 // linked is a file that has several names.
-type linked struct{ first string }
+type linked struct {
+	first string
+	attr  *linkAttr // nil: as the entries have it
+}
+
+// linkAttr are the attributes that the last name of a file came with.
+type linkAttr struct {
+	mode     uint32
+	uid, gid int
+}
 
 func newOverlay(base Tree) *overlay {
 	o := &overlay{base: base, root: &node{entry: rootDir}}
@@ -279,6 +288,9 @@ func (o *overlay) collect(list *[]layers.Entry, n *node, p string) bool {
 		return false
 	}
 	if n.link != nil {
+		if a := n.link.attr; a != nil {
+			e.Mode, e.UID, e.GID = a.mode, a.uid, a.gid
+		}
 		if n.link.first != "" {
 			e = layers.Entry{Path: p, Type: layers.Hardlink, Link: n.link.first, Mode: e.Mode, UID: e.UID, GID: e.GID, ModTime: e.ModTime}
 		} else {

@@ -173,7 +173,7 @@ func (u *unpacker) entry(e layers.Entry) error {
 	}
 	switch e.Type {
 	case layers.Hardlink:
-		return u.hardlink(p, e.Link)
+		return u.hardlink(p, e.Link, linkAttr{made.Mode, made.UID, made.GID})
 	case layers.Regular:
 		made.Size = e.Size
 		if e.Size == 0 {
@@ -191,8 +191,9 @@ func (u *unpacker) entry(e layers.Entry) error {
 // layers, as with BuildKit.
 const capability = "security.capability"
 
-// hardlink makes p another name of a file that is there.
-func (u *unpacker) hardlink(p, target string) error {
+// hardlink makes p another name of a file that is there, which gets the
+// attributes that its new name comes with.
+func (u *unpacker) hardlink(p, target string, attr linkAttr) error {
 	dir, _, err := resolve(u.tree, u.root, path.Dir(clean(target)), true)
 	if err != nil {
 		return err
@@ -221,6 +222,7 @@ func (u *unpacker) hardlink(p, target string) error {
 		n.link = &linked{}
 	}
 	l := n.link
+	l.attr = &attr
 	if err := u.tree.set(p, e); err != nil {
 		return err
 	}

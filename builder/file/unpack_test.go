@@ -97,9 +97,13 @@ func TestUnpack(t *testing.T) {
 			f 644 3:4 to/etc/passwd < archive`, ""},
 		{"hard links", "", nil, []tar.Header{file("b"), link(tar.TypeLink, "a", "b"), link(tar.TypeLink, "c", "./b")}, `
 			d 755 0:0 to
-			f 644 3:4 to/a < archive
+			f 644 0:0 to/a < archive
 			h to/b -> to/a
 			h to/c -> to/a`, ""},
+		{"the last name of a file tells its mode and owner", "", nil, []tar.Header{file("b"), {Typeflag: tar.TypeLink, Name: "c", Linkname: "b", Mode: 0o640, Uid: 5, Gid: 6}}, `
+			d 755 0:0 to
+			f 640 5:6 to/b < archive
+			h to/c -> to/b`, ""},
 		{"fifo", "", nil, []tar.Header{{Typeflag: tar.TypeFifo, Name: "p"}}, `
 			d 755 0:0 to
 			p 644 0:0 to/p`, ""},
