@@ -1,5 +1,5 @@
 # make check is what a change must pass; the other targets are shortcuts.
-.PHONY: build check test fuzz bench conformance hostile faults caches
+.PHONY: build check test fuzz difffuzz gosec bench conformance hostile
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o strake ./cmd/strake
@@ -14,6 +14,17 @@ test:
 fuzz:
 	./scripts/fuzz 20s
 
+# Contexts and Dockerfiles made at random, built by strake and BuildKit, whose
+# images are compared: make difffuzz SEED=1 N=100
+SEED ?= 1
+N ?= 100
+difffuzz: build
+	go run ./conformance -strake ./strake difffuzz -seed $(SEED) -n $(N)
+
+# Patterns of insecure code.
+gosec:
+	./scripts/gosec
+
 bench:
 	./bench/run
 
@@ -25,11 +36,3 @@ conformance: build
 # Attacks on the real strake, made after public advisories.
 hostile:
 	CGO_ENABLED=0 go test -count=1 -v -run TestHostile ./internal/hostile
-
-# Faults at all points: kills, failing disks, damage, races. As root; some minutes.
-faults:
-	CGO_ENABLED=0 STRAKE_FAULTS=all go test -count=1 -v -timeout 60m -run TestFaults ./internal/faults
-
-# The tests of remote caches against real servers of S3 and of Azure's storage.
-caches:
-	./scripts/caches

@@ -7,6 +7,11 @@
 //	go run ./conformance -strake ./strake             # both
 //	go run ./conformance -strake ./strake suite -run 'TestCopy.*'
 //	go run ./conformance -strake ./strake corpus
+//	go run ./conformance -strake ./strake difffuzz -seed 1 -n 100
+//
+// difffuzz compares the images of contexts and Dockerfiles that are made at
+// random (package random); it ends with the smallest input that it finds for a
+// difference.
 //
 // Both come from the Go module proxy, by version; nothing of them is kept in
 // the repository but how each case of the suite ends with BuildKit itself
@@ -52,7 +57,7 @@ func run(ctx context.Context) error {
 	strake := flag.String("strake", "./strake", "strake's program")
 	out := flag.String("out", "", "directory for logs (default a temporary one, removed if all is well)")
 	flag.Usage = func() {
-		fmt.Fprintf(os.Stderr, "usage: conformance [-strake FILE] [-out DIR] [suite [-run REGEXP] [-parallel N] | corpus [-run REGEXP]]\n")
+		fmt.Fprintf(os.Stderr, "usage: conformance [-strake FILE] [-out DIR] [suite [-run REGEXP] [-parallel N] | corpus [-run REGEXP] | difffuzz [-seed N] [-n N]]\n")
 		flag.PrintDefaults()
 	}
 	flag.Parse()
@@ -83,11 +88,13 @@ func run(ctx context.Context) error {
 		err = runSuite(ctx, program, dir, args)
 	case "corpus":
 		err = runCorpus(ctx, program, dir, args)
+	case "difffuzz":
+		err = runDifffuzz(ctx, program, dir, args)
 	case "":
 		err = errors.Join(runSuite(ctx, program, dir, nil), runCorpus(ctx, program, dir, nil))
 	default:
 		flag.Usage()
-		return fmt.Errorf("%q is neither suite nor corpus", what)
+		return fmt.Errorf("%q is neither suite nor corpus nor difffuzz", what)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "logs are in", dir)

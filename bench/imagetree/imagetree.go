@@ -98,3 +98,15 @@ func Read(img v1.Image) (*Image, error) {
 	delete(out.Files, "/")
 	return out, nil
 }
+
+// Unlinked is an image like i whose hard links are files of their own.
+func (i *Image) Unlinked() *Image {
+	out := &Image{Config: i.Config, History: i.History, Files: maps.Clone(i.Files)}
+	for name, file := range i.Files {
+		var target string
+		if n, _ := fmt.Sscanf(file, "1 %s %s %s %q", new(string), new(string), new(string), &target); n == 4 {
+			out.Files[name] = i.Files["/"+target]
+		}
+	}
+	return out
+}
