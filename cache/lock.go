@@ -74,8 +74,7 @@ func tryLock(path string) (unlock func(), err error) {
 	}), nil
 }
 
-// removeStaleLocks removes the lock files of killed processes: nobody may ever
-// want those of their keys again.
+// removeStaleLocks removes the lock files of killed processes.
 func (s *Store) removeStaleLocks() {
 	dir := filepath.Join(s.dir, "locks")
 	entries, err := os.ReadDir(dir)

@@ -72,8 +72,12 @@ func FuzzParse(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if _, err := Parse(l.Bytes()); err != nil {
-			t.Errorf("what was read can't be read again: %v", err)
+		again, err := Parse(l.Bytes())
+		if err != nil {
+			t.Fatalf("what was read can't be read again: %v", err)
+		}
+		if diff := cmp.Diff(string(l.Bytes()), string(again.Bytes())); diff != "" {
+			t.Errorf("written twice:\n%s", diff)
 		}
 	})
 }

@@ -99,12 +99,12 @@ func Received(data []byte) (Build, error) {
 			}
 		}
 	}
-	return Build{Ref: s.Ref, Attrs: s.Attrs, Steps: s.Steps, Files: func(d digest.Digest) (io.ReadCloser, error) {
+	return Build{Ref: s.Ref, Attrs: s.Attrs, Steps: s.Steps, Files: func(d digest.Digest, fn func(builds.File) error) error {
 		data, ok := s.Files[d]
 		if !ok {
-			return nil, fs.ErrNotExist
+			return fs.ErrNotExist
 		}
-		return io.NopCloser(bytes.NewReader(data)), nil
+		return builds.ReadFiles(bytes.NewReader(data), fn)
 	}}, nil
 }
 

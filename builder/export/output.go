@@ -64,7 +64,8 @@ type Output struct {
 	// Epoch is SOURCE_DATE_EPOCH: the time of creation. nil is
 	// layers.DefaultModTime.
 	Epoch *time.Time
-	// RewriteTimes: files of layers made here get Epoch, too.
+	// RewriteTimes: files of layers keep their times if they are before
+	// Epoch, and get Epoch if not.
 	RewriteTimes bool
 }
 

@@ -3,13 +3,17 @@ package file
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/strake-build/strake/builder/source"
 	"github.com/strake-build/strake/layers"
@@ -109,16 +113,22 @@ func randomTree(data []byte) memory {
 	return m
 }
 
-// FuzzResolve: no path leads out of the tree, and what is resolved has no links
-// left. The operating system's own opinion is asked where it can be.
+// FuzzResolve: no path leads out of the tree, what is resolved has no links
+// left, and it is where the kernel finds it that has the tree as its root.
 func FuzzResolve(f *testing.F) {
 	f.Add([]byte{0, 0, 1, 1, 0, 0, 1}, "a/b/../c")
 	f.Add([]byte{0, 0, 1, 3, 0, 0, 0, 1, 1, 1, 0, 0}, "/a/../../b")
+	f.Add([]byte{0, 0, 1, 0, 1, 1, 1, 1, 3, 0, 0, 0, 2, 1, 0, 0, 0}, "b/b/../../a/.")
 	f.Fuzz(func(t *testing.T, data []byte, p string) {
 		tree := randomTree(data)
+		root := tree.make(t)
 		for _, follow := range []bool{false, true} {
 			got, e, err := Resolve(tree, p, follow)
+			there, kernelErr := kernelResolve(root, p, follow)
 			if err != nil {
+				if kernelErr == nil {
+					t.Fatalf("%q is %q for the kernel, but: %v", p, there, err)
+				}
 				continue
 			}
 			if got != "." && (!fs.ValidPath(got) || strings.HasPrefix(got, "/")) {
@@ -132,8 +142,65 @@ func FuzzResolve(f *testing.F) {
 					t.Fatalf("%q led to %q, through %q", p, got, dir)
 				}
 			}
+			if kernelErr == nil && there != got {
+				t.Fatalf("%q led to %q, the kernel finds %q", p, got, there)
+			}
 		}
 	})
+}
+
+// make makes the tree in a directory.
+func (m memory) make(t testing.TB) string {
+	t.Helper()
+	root := t.TempDir()
+	for _, p := range slices.Sorted(maps.Keys(m)) { // parents first
+		if p == "." {
+			continue
+		}
+		host, err := filepath.Join(root, p), error(nil)
+		switch e := m[p]; e.Type {
+		case layers.Dir:
+			err = os.Mkdir(host, 0o755)
+		case layers.Symlink:
+			err = os.Symlink(e.Link, host)
+		default:
+			err = os.WriteFile(host, e.Data, 0o644)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+// kernelResolve is Resolve by the kernel.
+func kernelResolve(root, p string, follow bool) (string, error) {
+	dir, err := unix.Open(root, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(dir)
+	how := unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_MAGICLINKS}
+	if !follow {
+		how.Flags |= unix.O_NOFOLLOW
+	}
+	// What is after the last name would have the kernel follow a link there.
+	for strings.HasSuffix(p, "/") || strings.HasSuffix(p, "/.") {
+		p = strings.TrimSuffix(strings.TrimSuffix(p, "."), "/")
+	}
+	if p == "" {
+		p = "."
+	}
+	fd, err := unix.Openat2(dir, p, &how)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	real, err := os.Readlink(fmt.Sprint("/proc/self/fd/", fd))
+	if err != nil {
+		return "", err
+	}
+	return filepath.Rel(root, real)
 }
 
 // FuzzApply: whatever the trees and paths are, the result is a layer, it is the

@@ -53,8 +53,9 @@ func TestParse(t *testing.T) {
 	}
 }
 
-// FuzzDecodeRecord: no record of a stranger makes a layer that could be mistaken.
-func FuzzDecodeRecord(f *testing.F) {
+// FuzzRemoteRecord: no record of a stranger makes a layer that could be mistaken,
+// and what was read is read the same when it is written again.
+func FuzzRemoteRecord(f *testing.F) {
 	f.Add(`{"key":"k","outputs":[{"tree":"t","layers":[{"diffID":"sha256:0000000000000000000000000000000000000000000000000000000000000000","blob":{"digest":"sha256:0000000000000000000000000000000000000000000000000000000000000000","size":1}}]}]}`)
 	f.Add(`{"key":"k","outputs":[{"tree":"t","layers":[{"diffID":"../../x"}]}]}`)
 	f.Add(`[]`)
@@ -65,6 +66,14 @@ func FuzzDecodeRecord(f *testing.F) {
 		}
 		if r.Key != "k" {
 			t.Errorf("key %q", r.Key)
+		}
+		object, err := encode(r)
+		if err != nil {
+			t.Fatalf("what was read can't be written: %v", err)
+		}
+		again, err := DecodeRecord(object, "k")
+		if diff := cmp.Diff(r, again); err != nil || diff != "" {
+			t.Errorf("read again: %v (-first +second):\n%s", err, diff)
 		}
 		for _, out := range r.Outputs {
 			for _, l := range out.Layers {

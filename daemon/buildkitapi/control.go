@@ -75,13 +75,9 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (_ *co
 	}
 	defer s.dropJob(j)
 	defer j.board.close()
-	j.beginRecord()
 	rec := s.history.started(j)
 	var response map[string]string
-	defer func() {
-		s.history.ended(j, rec, response, err)
-		j.endRecord(response, err)
-	}()
+	defer func() { s.history.ended(j, rec, response, err) }()
 	response, err = j.solve()
 	if err != nil {
 		return nil, clientError(ended(ctx, err))
@@ -98,8 +94,7 @@ func (j *job) solve() (map[string]string, error) {
 		return nil, err
 	}
 	response, err := j.buildAndExport(outputs)
-	response, ferr := j.finishCaches(response)
-	if err == nil {
+	if ferr := j.caches.Finish(j.ctx); err == nil {
 		err = ferr
 	}
 	return response, err

@@ -2,6 +2,9 @@ package buildkitapi
 
 import (
 	"context"
+	"maps"
+	"path"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -201,7 +204,8 @@ func TestTranslateDeep(t *testing.T) {
 	}
 }
 
-// FuzzTranslate: a graph gives a plan or an error, whatever it is.
+// FuzzTranslate: a graph gives a sound plan, the same one each time, or an
+// error, whatever it is.
 func FuzzTranslate(f *testing.F) {
 	seed := func(make func(g *graph) *pb.Input) {
 		g := &graph{t: f}
@@ -220,25 +224,109 @@ func FuzzTranslate(f *testing.F) {
 		return g.add(execOp([]*pb.Input{src}, &pb.Mount{Dest: "/", Input: 0}, &pb.Mount{Dest: "/c", Input: -1, Output: -1, MountType: pb.MountType_CACHE},
 			&pb.Mount{Dest: "/s", Input: -1, Output: -1, MountType: pb.MountType_SECRET}, &pb.Mount{Dest: "/w", Input: 0, Output: 1}))
 	})
+	seed(func(g *graph) *pb.Input {
+		src, other := g.add(localOp("context")), g.add(&pb.Op{Op: &pb.Op_Source{Source: &pb.SourceOp{Identifier: "git://example.com/r.git#main:sub"}}})
+		copied := g.add(fileOp([]*pb.Input{src, other}, &pb.FileAction{Input: 0, SecondaryInput: 1, Output: 0, Action: &pb.FileAction_Copy{
+			Copy: &pb.FileActionCopy{Src: "../a*", Dest: "b", Mode: -1, AllowWildcard: true, FollowSymlink: true},
+		}}))
+		merged := g.add(&pb.Op{Inputs: []*pb.Input{src, copied}, Op: &pb.Op_Merge{Merge: &pb.MergeOp{Inputs: []*pb.MergeInput{{Input: 0}, {Input: 1}}}}})
+		return g.add(&pb.Op{Inputs: []*pb.Input{merged, src}, Op: &pb.Op_Diff{Diff: &pb.DiffOp{Lower: &pb.LowerDiffInput{Input: 1}, Upper: &pb.UpperDiffInput{Input: 0}}}})
+	})
 	f.Fuzz(func(t *testing.T, data []byte) {
 		def := &pb.Definition{}
 		if def.UnmarshalVT(data) != nil {
 			return
 		}
-		for _, d := range def.Def {
-			op := &pb.Op{}
-			if op.UnmarshalVT(d) != nil {
-				continue
-			}
-			// These look at registries and clients.
-			if id := op.GetSource().GetIdentifier(); strings.HasPrefix(id, "docker-image:") || strings.HasPrefix(id, "oci-layout:") {
-				return
-			}
+		def, ok := relinked(def)
+		if !ok {
+			return
 		}
-		in, err := testJob(t).translate(context.Background(), def)
-		if err == nil && in.Step != nil {
-			_ = (&plan.Build{Targets: []plan.Target{{Step: in.Step}}}).Text()
-			plan.Canonical(in.Step.Op)
+		translate := func() (plan.Input, string, error) {
+			in, err := testJob(t).translate(context.Background(), def)
+			return in, (&plan.Build{Targets: []plan.Target{{Step: in.Step}}}).Text(), err
+		}
+		in, text, err := translate()
+		if err != nil {
+			return
+		}
+		checkSteps(t, in.Step)
+		if _, again, err := translate(); err != nil || again != text {
+			t.Errorf("translated again, %v:\n%s\nwas:\n%s", err, again, text)
 		}
 	})
+}
+
+// relinked is a definition whose ops name each other by the right digests, which
+// a fuzzer doesn't find: the first byte of what an input has instead tells which
+// of the ops before. It is none if an op looks at registries or clients.
+func relinked(def *pb.Definition) (*pb.Definition, bool) {
+	out := &pb.Definition{Metadata: map[string]*pb.OpMetadata{}, Source: def.Source}
+	metadata := slices.Sorted(maps.Keys(def.Metadata))
+	var digests []string
+	for i, d := range def.Def {
+		op := &pb.Op{}
+		if op.UnmarshalVT(d) != nil {
+			continue
+		}
+		if id := op.GetSource().GetIdentifier(); strings.HasPrefix(id, "docker-image:") || strings.HasPrefix(id, "oci-layout:") {
+			return nil, false
+		}
+		op.Inputs = slices.DeleteFunc(op.Inputs, func(in *pb.Input) bool { return in == nil || in.Digest == "" || len(digests) == 0 })
+		for _, in := range op.Inputs {
+			in.Digest = digests[int(in.Digest[0])%len(digests)]
+		}
+		if op.Op == nil && len(op.Inputs) == 0 {
+			continue
+		}
+		d, err := op.MarshalVT()
+		if err != nil {
+			continue
+		}
+		dgst := digest.FromBytes(d).String()
+		if i < len(metadata) {
+			out.Metadata[dgst] = def.Metadata[metadata[i]]
+		}
+		out.Def, digests = append(out.Def, d), append(digests, dgst)
+	}
+	return out, len(out.Def) > 0
+}
+
+// checkSteps checks that what a builder takes for granted is so.
+func checkSteps(t *testing.T, last *plan.Step) {
+	t.Helper()
+	seen := map[*plan.Step]bool{}
+	todo := []*plan.Step{last}
+	for len(todo) > 0 {
+		s := todo[len(todo)-1]
+		todo = todo[:len(todo)-1]
+		if s == nil || seen[s] {
+			continue
+		}
+		seen[s] = true
+		plan.Canonical(s.Op)
+		for _, in := range s.Inputs {
+			todo = append(todo, in.Step)
+		}
+		switch op := s.Op.(type) {
+		case *plan.Exec:
+			if len(s.Inputs) == 0 {
+				t.Error("a process without a root")
+			}
+			for _, m := range op.Mounts {
+				if m.Input >= len(s.Inputs) || !path.IsAbs(m.Target) && m.Env == "" {
+					t.Errorf("bad mount %+v", m)
+				}
+			}
+		case *plan.File:
+			for _, a := range op.Actions {
+				if c, ok := a.(*plan.Copy); ok && (c.Input < 1 || c.Input >= len(s.Inputs) || !path.IsAbs(c.Source) || !path.IsAbs(c.Dest)) {
+					t.Errorf("bad copy %+v", c)
+				}
+			}
+		case *plan.Diff:
+			if len(s.Inputs) != 2 {
+				t.Errorf("a difference of %d trees", len(s.Inputs))
+			}
+		}
+	}
 }

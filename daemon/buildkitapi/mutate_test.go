@@ -328,7 +328,8 @@ func startServer(t *testing.T, log io.Writer) *grpc.ClientConn {
 	index, err := source.OpenIndex(root.Path("index"))
 	must(err)
 	t.Cleanup(func() { index.Close() })
-	segments := compress.OpenSegments(root.Path("segments"), root.Path("blobs", "sha256"), root.TempFile)
+	segments, err := compress.OpenSegments(root.Path("segments"))
+	must(err)
 	client, err := registry.New(registry.Options{ConfigDir: t.TempDir()})
 	must(err)
 	runner, err := linux.New(linux.Options{})
@@ -339,7 +340,11 @@ func startServer(t *testing.T, log io.Writer) *grpc.ClientConn {
 	whole := &builder.Builder{Root: root, Cache: records, Index: index, Slots: 4, Runner: runner, Network: sandboxes}
 	open := func(ask registry.Credentials) (*Store, error) {
 		own := root.Share()
-		blobs, err := blob.Open(own.Path("blobs"), own.TempFile)
+		tmp, err := own.TempDir("blobs")
+		if err != nil {
+			return nil, err
+		}
+		blobs, err := blob.Open(own.Path("blobs"), tmp)
 		if err != nil {
 			return nil, err
 		}

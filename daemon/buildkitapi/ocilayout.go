@@ -2,7 +2,6 @@ package buildkitapi
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -71,8 +70,6 @@ func clientBlob(ctx context.Context, cs content.Provider, desc ocispec.Descripto
 	}{io.NewSectionReader(ra, 0, ra.Size()), ra}, nil
 }
 
-var errDamaged = errors.New("the content does not have this digest")
-
 // document reads a small blob of the client and checks it.
 func document(ctx context.Context, cs content.Provider, desc ocispec.Descriptor) ([]byte, error) {
 	ra, err := cs.ReaderAt(ctx, desc)
@@ -88,7 +85,7 @@ func document(ctx context.Context, cs content.Provider, desc ocispec.Descriptor)
 		return nil, err
 	}
 	if digest.FromBytes(data) != desc.Digest {
-		return nil, fmt.Errorf("%s: %w", desc.Digest, errDamaged)
+		return nil, fmt.Errorf("%s: the content does not have this digest", desc.Digest)
 	}
 	return data, nil
 }

@@ -8,6 +8,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/containerd/platforms"
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -122,11 +125,17 @@ func TestMediaTypesGoThereAndBack(t *testing.T) {
 	}
 }
 
+// FuzzChoose: whatever a registry sends, few documents are asked for, and the
+// image that is chosen is one for the platform, its documents what their
+// digests say.
 func FuzzChoose(f *testing.F) {
 	d := documents{}
 	m := d.image(linux)
 	x := d.index(m, with(m, linux))
-	for _, seed := range [][]byte{d[m.Digest], d[x.Digest], []byte(`{"manifests":[null]}`), []byte(`{"manifests":[{"digest":"sha256:x"}]}`), []byte("{}")} {
+	for _, seed := range [][]byte{
+		d[m.Digest], d[x.Digest], d[d.index(x, m).Digest], d[d.index(with(m, ocispec.Platform{OS: "linux", Architecture: "arm64"}), with(m, linux)).Digest],
+		[]byte(`{"manifests":[null]}`), []byte(`{"manifests":[{"digest":"sha256:x"}]}`), []byte("{}"),
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, raw []byte) {
@@ -137,10 +146,69 @@ func FuzzChoose(f *testing.F) {
 		if IsIndex(mediaType) == IsManifest(mediaType) {
 			t.Fatalf("type %q", mediaType)
 		}
+		fetched := 0
+		fetch := func(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+			fetched++
+			return d.fetch(ctx, desc)
+		}
 		desc := ocispec.Descriptor{MediaType: mediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}
-		img, err := Choose(t.Context(), desc, raw, linux, d.fetch)
-		if err == nil && (img.Desc.Platform == nil || img.Desc.Digest != digest.FromBytes(img.Raw)) {
-			t.Errorf("chose %+v", img.Desc)
+		img, err := Choose(t.Context(), desc, raw, linux, fetch)
+		// Each probe asks for a manifest and a configuration, and so does what
+		// is chosen.
+		if fetched > 2*maxProbes+2 {
+			t.Errorf("%d documents were asked for", fetched)
+		}
+		if err != nil {
+			return
+		}
+		if img.Desc.Platform == nil || img.Desc.Digest != digest.FromBytes(img.Raw) || img.Manifest.Config.Digest != digest.FromBytes(img.Config) {
+			t.Errorf("chose %+v", img)
+		}
+		if img.Index != "" && !platforms.Only(linux).Match(*img.Desc.Platform) {
+			t.Errorf("chose %+v for %+v", img.Desc.Platform, linux)
+		}
+		if again, err := Parse(img.Raw); err != nil || !cmp.Equal(again, img.Manifest) {
+			t.Errorf("the manifest is not the one that was checked: %v", err)
+		}
+	})
+}
+
+// FuzzConfig: a configuration that is taken fits its manifest, and says the same
+// when it is written and read again.
+func FuzzConfig(f *testing.F) {
+	d := documents{}
+	m := d.image(linux)
+	var manifest ocispec.Manifest
+	if err := json.Unmarshal(d[m.Digest], &manifest); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(d[m.Digest], d[manifest.Config.Digest])
+	f.Add(d[m.Digest], []byte(`{"rootfs":{"diff_ids":["sha256:x"]},"config":{"Env":["A"],"Volumes":{"":{}}}}`))
+	f.Add([]byte(`{"config":null,"layers":[{}]}`), []byte(`{"rootfs":null}`))
+	f.Fuzz(func(t *testing.T, raw, config []byte) {
+		m, err := Parse(raw)
+		if err != nil {
+			return
+		}
+		img, err := Config(m, config)
+		if err != nil {
+			return
+		}
+		if len(img.RootFS.DiffIDs) != len(m.Layers) {
+			t.Fatalf("%d diffIDs for %d layers", len(img.RootFS.DiffIDs), len(m.Layers))
+		}
+		for _, id := range img.RootFS.DiffIDs {
+			if len(id.Encoded()) != 64 || strings.ContainsAny(id.Encoded(), "./") { // they name directories
+				t.Fatalf("diffID %q", id)
+			}
+		}
+		written, err := json.Marshal(img)
+		if err != nil {
+			t.Fatalf("what was read can't be written: %v", err)
+		}
+		again, err := Config(m, written)
+		if diff := cmp.Diff(img, again, cmpopts.EquateEmpty()); err != nil || diff != "" {
+			t.Errorf("read again: %v (-first +second)\n%s", err, diff)
 		}
 	})
 }

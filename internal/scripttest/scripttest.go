@@ -15,8 +15,6 @@
 //
 //	registry VAR              start a registry on loopback; $VAR is its address
 //	distribution VAR          likewise, Debian's docker-registry ([exec:docker-registry])
-//	buildkitd VAR REGISTRY    start BuildKit ([buildkitd], [exec:runc]); $VAR is its address. It
-//	                          speaks http to the registry
 //	busybox REF               push a small base image that has a shell
 //	validate REF|ARCHIVE      check an image as go-containerregistry does
 //	config REF|ARCHIVE        print the image configuration
@@ -33,9 +31,8 @@
 //
 // Conditions: [root], [userns] (an ordinary user may make user namespaces),
 // [sandbox] (processes can be run: root), [busybox], [static] (strake needs no
-// dynamic loader, and can run in any root), [buildctl], [buildkitd] and [buildx]
-// (they are built from their modules, once, and are in $PATH), [azurite] (the
-// storage of gha is a real one; see scripts/caches).
+// dynamic loader, and can run in any root), [buildctl] and [buildx] (they are
+// built from their modules, once, and are in $PATH).
 package scripttest
 
 import (
@@ -50,8 +47,6 @@ import (
 	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
-
-	"github.com/strake-build/strake/cache/remote/gha/ghatest"
 )
 
 // Params runs the scripts in dir.
@@ -65,7 +60,6 @@ func Params(dir string, update bool) testscript.Params {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"registry":     startRegistry,
 			"distribution": startDistribution,
-			"buildkitd":    startBuildKit,
 			"busybox":      pushBusybox,
 			"validate":     validateImage,
 			"config":       printConfig,
@@ -140,15 +134,13 @@ func condition(cond string) (bool, error) {
 	case "busybox":
 		_, err := exec.LookPath("busybox")
 		return err == nil, nil
-	case "buildctl", "buildkitd", "buildx":
+	case "buildctl", "buildx":
 		ok, err := haveClient(cond)
 		if err != nil {
 			// The script says what is not tested, this says why.
 			fmt.Fprintf(os.Stderr, "%s: %v\n", cond, err)
 		}
 		return ok, nil
-	case "azurite":
-		return os.Getenv(ghatest.Variable) != "", nil
 	case "userns":
 		return exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Ur", "true").Run() == nil, nil
 	}

@@ -145,17 +145,16 @@ func TestDeterministic(t *testing.T) {
 					t.Errorf("other bytes with %d workers", workers)
 				}
 			}
-			cache := openCache(t)
+			cache, err := OpenSegments(t.TempDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			o.Segments = cache
 			for _, state := range []string{"cold", "warm"} {
-				got, n := cache.pack(t, data, o)
-				if !bytes.Equal(got, want) {
+				if !bytes.Equal(pack(t, data, o), want) {
 					t.Errorf("other bytes with a %s cache", state)
 				}
-				if state == "warm" && n > 0 {
-					t.Errorf("%d segments were not found", n)
-				}
 			}
-			o.Segments = cache.SegmentCache
 			var out bytes.Buffer
 			w, err := NewWriter(&out, o)
 			if err != nil {
@@ -435,15 +434,26 @@ func BenchmarkWriter(b *testing.B) {
 			b.Run(fmt.Sprintf("%s%d/%s", o.Algorithm, o.Level, state), func(b *testing.B) {
 				b.SetBytes(int64(len(data)))
 				o := o
-				if state != "none" {
-					cache := openCache(b)
-					if state == "warm" {
-						cache.pack(b, data, o)
+				dir := b.TempDir()
+				open := func() {
+					c, err := OpenSegments(dir)
+					if err != nil {
+						b.Fatal(err)
 					}
-					o.Segments = cache.SegmentCache // that nothing is added to
+					o.Segments = c
+				}
+				if state == "warm" {
+					open()
+					pack(b, data, o)
 				}
 				var n int
 				for b.Loop() {
+					if state == "cold" {
+						b.StopTimer()
+						os.RemoveAll(dir)
+						open()
+						b.StartTimer()
+					}
 					count := &counter{}
 					w, err := NewWriter(count, o)
 					if err != nil {

@@ -51,6 +51,8 @@ type PackOptions struct {
 	// ModTime is the time of the files of layers made here; zero is
 	// layers.DefaultModTime. Layers that came as blobs are as they are.
 	ModTime time.Time `json:"modTime,omitzero"`
+	// Clamp: earlier times stay.
+	Clamp bool `json:"clamp,omitempty"`
 	// Docker: Docker media types instead of OCI's.
 	Docker bool `json:"docker,omitempty"`
 	// Blobs are the blobs that the manifest of a base image names. They win
@@ -76,10 +78,14 @@ func (o PackOptions) algorithm() compress.Algorithm {
 // times is the part of the options that the diffID depends on, as a key; empty
 // for the usual.
 func (o PackOptions) times() string {
-	if o.ModTime.IsZero() || o.ModTime.Equal(layers.DefaultModTime) {
-		return ""
+	var parts []string
+	if !o.ModTime.IsZero() && !o.ModTime.Equal(layers.DefaultModTime) {
+		parts = append(parts, "mtime="+o.ModTime.UTC().Format(time.RFC3339Nano))
 	}
-	return "mtime=" + o.ModTime.UTC().Format(time.RFC3339Nano)
+	if o.Clamp {
+		parts = append(parts, "clamp")
+	}
+	return strings.Join(parts, ",")
 }
 
 // variant is the part of the options that the blob of one compression depends
@@ -100,7 +106,7 @@ func (o PackOptions) variant() string {
 func (o PackOptions) indexed() bool { return o.Compression == compress.Estargz }
 
 func (o PackOptions) tar() layers.TarOptions {
-	t := layers.TarOptions{ModTime: o.ModTime}
+	t := layers.TarOptions{ModTime: o.ModTime, Clamp: o.Clamp}
 	if t.ModTime.IsZero() {
 		t.ModTime = layers.DefaultModTime
 	}
@@ -354,9 +360,6 @@ func (p *Packer) compress(ctx context.Context, o PackOptions, s *leak.Search, wr
 	if err != nil {
 		return packed{}, err
 	}
-	if z, ok := c.(*compress.Writer); ok {
-		z.Keep(d.Encoded())
-	}
 	done := packed{
 		desc: ocispec.Descriptor{MediaType: o.algorithm().MediaType(), Digest: d, Size: size},
 		tar:  digest.NewDigest(digest.SHA256, h),
@@ -434,8 +437,8 @@ func (p *Packer) remember(id layers.ID, variant string, done packed) error {
 	return err
 }
 
-// annotationRewritten tells of a layer that its times are this one, in seconds
-// since 1970; BuildKit's name for it.
+// annotationRewritten tells of a layer that its times are no later than this one,
+// in seconds since 1970; BuildKit's name for it.
 const annotationRewritten = "buildkit/rewritten-timestamp"
 
 // ref gives the way to a layer's blob.
@@ -447,7 +450,7 @@ func (p *Packer) ref(l snapshot.Layer, desc ocispec.Descriptor, o PackOptions, s
 		desc.MediaType = manifest.OCIType(desc.MediaType)
 	}
 	desc.URLs = nil
-	if !o.ModTime.IsZero() && !pulled(l) {
+	if o.Clamp && !pulled(l) {
 		desc.Annotations = maps.Clone(desc.Annotations)
 		if desc.Annotations == nil {
 			desc.Annotations = map[string]string{}

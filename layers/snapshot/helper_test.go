@@ -143,25 +143,31 @@ type packed struct {
 
 func pack(t testing.TB, a compress.Algorithm, entries ...layers.Entry) packed {
 	t.Helper()
-	var tar, blob bytes.Buffer
+	var tar bytes.Buffer
 	open := func(e layers.Entry) (io.ReadCloser, error) {
 		return nil, fmt.Errorf("%s has no content", e.Path)
 	}
 	if err := layers.WriteTar(t.Context(), &tar, seq(entries), open, layers.TarOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	return packTar(t, a, tar.Bytes())
+}
+
+func packTar(t testing.TB, a compress.Algorithm, tar []byte) packed {
+	t.Helper()
+	var blob bytes.Buffer
 	w, err := compress.NewWriter(&blob, compress.Options{Algorithm: a})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Write(tar.Bytes()); err != nil {
+	if _, err := w.Write(tar); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return packed{
-		diffID: digest.FromBytes(tar.Bytes()),
+		diffID: digest.FromBytes(tar),
 		desc:   ocispec.Descriptor{MediaType: a.MediaType(), Digest: digest.FromBytes(blob.Bytes()), Size: int64(blob.Len())},
 		data:   blob.Bytes(),
 	}

@@ -20,16 +20,7 @@ import (
 
 func service(t *testing.T) func(string) string {
 	t.Helper()
-	h, stop, err := ghatest.Start(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stop(); err != nil {
-			t.Error(err)
-		}
-	})
-	s := httptest.NewServer(h)
+	s := httptest.NewServer(&ghatest.Service{Dir: t.TempDir()})
 	t.Cleanup(s.Close)
 	return func(name string) string {
 		return map[string]string{"ACTIONS_RESULTS_URL": s.URL + "/", "ACTIONS_RUNTIME_TOKEN": ghatest.Token}[name]
