@@ -151,7 +151,7 @@ func (k *copier) item(it *item, dst string, links map[linkID]*linked) error {
 	if it.entry.Type == layers.Dir {
 		switch {
 		case there == nil:
-			return k.tree.set(p, k.attributes(it.entry))
+			return k.tree.set(p, k.attributes(*it.entry))
 		case there.entry.Type != layers.Dir:
 			return fmt.Errorf("cannot copy to non-directory: %s (%s is a directory in the source)", abs(p), abs(it.entry.Path))
 		case it.rel == ".":
@@ -162,7 +162,7 @@ func (k *copier) item(it *item, dst string, links map[linkID]*linked) error {
 			e.Mode = it.entry.Mode
 			return k.tree.set(p, e)
 		}
-		e := k.attributes(it.entry)
+		e := k.attributes(*it.entry)
 		if len(there.entry.Xattrs) > 0 {
 			all := maps.Clone(there.entry.Xattrs)
 			maps.Copy(all, e.Xattrs)
@@ -173,7 +173,7 @@ func (k *copier) item(it *item, dst string, links map[linkID]*linked) error {
 	if there != nil && there.entry.Type == layers.Dir {
 		return fmt.Errorf("cannot replace to directory %s with file (%s)", abs(p), abs(it.entry.Path))
 	}
-	if err := k.tree.set(p, k.attributes(it.entry)); err != nil {
+	if err := k.tree.set(p, k.attributes(*it.entry)); err != nil {
 		return err
 	}
 	if it.link != (linkID{}) {

@@ -129,7 +129,7 @@ func digestItems(ctx context.Context, in Input, c *plan.Copy, m match) (items it
 	}
 	var files []*item
 	for it := range items.all {
-		switch e := &it.entry; {
+		switch e := it.entry; {
 		case e.Type != layers.Regular:
 		case e.Inline || e.Size == 0:
 			e.Digest = digest.FromBytes(e.Data)
@@ -144,7 +144,7 @@ func digestItems(ctx context.Context, in Input, c *plan.Copy, m match) (items it
 
 // item hashes a file; link numbers those that have several names.
 func (h *hasher) item(it *item, link uint64, contentsOnly bool) {
-	e := &it.entry
+	e := it.entry
 	h.text(it.rel)
 	h.number(uint64(e.Type))
 	if contentsOnly && it.rel == "." && e.Type == layers.Dir {

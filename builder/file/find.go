@@ -8,6 +8,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/moby/patternmatcher"
 
@@ -147,7 +148,7 @@ func glob(ctx context.Context, tree interface {
 type item struct {
 	// rel is the path below the match, "." for the match itself.
 	rel   string
-	entry layers.Entry
+	entry *layers.Entry
 	// parent: the directory is there only for what is below it.
 	parent bool
 	// link tells which file it is, if it has several names.
@@ -193,20 +194,24 @@ func walk(ctx context.Context, in Input, c *plan.Copy, m match, emit func(*item)
 		}
 	}
 	if m.entry.Type == layers.Dir && w.include == nil {
-		if err := preload(ctx, w.tree, m.entry.Path); err != nil {
-			return err
-		}
+		defer readAhead(ctx, w.tree, m.entry.Path)()
 	}
 	return w.visit(&m.entry, ".", patternmatcher.MatchInfo{}, patternmatcher.MatchInfo{})
 }
 
-func preload(ctx context.Context, tree Tree, p string) error {
-	if t, ok := tree.(interface {
+// readAhead begins to read the directories below p, if the tree can do that in
+// parallel. What it fails with, a walk does too.
+func readAhead(ctx context.Context, tree Tree, p string) (stop func()) {
+	t, ok := tree.(interface {
 		Preload(context.Context, string) error
-	}); ok {
-		return t.Preload(ctx, p)
+	})
+	if !ok {
+		return func() {}
 	}
-	return nil
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() { _ = t.Preload(ctx, p) })
+	return func() { cancel(); wg.Wait() }
 }
 
 func (w *walker) visit(e *layers.Entry, rel string, inInfo, exInfo patternmatcher.MatchInfo) error {
@@ -225,7 +230,7 @@ func (w *walker) visit(e *layers.Entry, rel string, inInfo, exInfo patternmatche
 		}
 		take = take && !excluded
 	}
-	it := item{rel: rel, entry: *e}
+	it := item{rel: rel, entry: e}
 	if take {
 		for i := range w.parents {
 			if p := &w.parents[i]; !p.taken {

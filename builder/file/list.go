@@ -57,7 +57,7 @@ func list(ctx context.Context, c *plan.Copy, in Input, m match, contentsOnly boo
 		return err
 	}
 	for it := range items.all {
-		e := &it.entry
+		e := it.entry
 		if contentsOnly && it.rel == "." && e.Type == layers.Dir {
 			continue
 		}

@@ -11,7 +11,6 @@ import (
 	"io/fs"
 	"iter"
 	"maps"
-	"math/bits"
 	"os"
 	"path/filepath"
 	"runtime/debug"
@@ -22,9 +21,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The index is two files. "index" is a header and records sorted by place (a
-// hash of device and inode), which is mapped into memory and searched by
-// interpolation, so that opening it costs the same however large it is.
+// The index is two files. "index" is a header and records sorted by device and
+// inode, which is mapped into memory, so that opening it costs the same however
+// large it is. Files of a directory mostly have inodes near each other: a search
+// begins where the last one ended, and what it reads is in the processor's cache.
 // "index.log" holds the records that were learned since, in no order; when it
 // outgrows maxLog both are merged into a new "index". So a build that hashed
 // one file writes one record.
@@ -35,7 +35,7 @@ import (
 // as good as none.
 
 const (
-	indexMagic = "strake-index-1\n\x00"
+	indexMagic = "strake-index-2\n\x00"
 	headerSize = 32 // magic, generation, checksum, padding
 	recordSize = 80
 
@@ -58,16 +58,6 @@ type identity struct {
 	dev, ino     uint64
 	size         int64
 	mtime, ctime int64 // nanoseconds
-}
-
-// place orders records: by a hash, so that interpolation finds them.
-func (i identity) place() uint64 { return place(i.dev, i.ino) }
-
-func place(dev, ino uint64) uint64 {
-	h := ino*0x9e3779b97f4a7c15 ^ bits.RotateLeft64(dev*0xc2b2ae3d27d4eb4f, 32)
-	h ^= h >> 29
-	h *= 0xbf58476d1ce4e5b9
-	return h ^ h>>32
 }
 
 type record struct {
@@ -116,6 +106,11 @@ func readRecord(b []byte) (record, bool) {
 }
 
 type inode struct{ dev, ino uint64 }
+
+func (i identity) inode() inode { return inode{i.dev, i.ino} }
+
+// before is the order of records.
+func (n inode) before(m inode) bool { return n.dev < m.dev || n.dev == m.dev && n.ino < m.ino }
 
 // Index remembers the digests of files by (dev, ino, size, mtime, ctime), for
 // all builds of a store. A file changed in the same instant as it was hashed is
@@ -203,16 +198,17 @@ func readLog(name string) map[inode]record {
 	}
 	for ; len(b) >= recordSize; b = b[recordSize:] {
 		if r, ok := readRecord(b); ok {
-			log[inode{r.dev, r.ino}] = r
+			log[r.inode()] = r
 		}
 	}
 	return log
 }
 
 // find looks a file up. The digest is that of its content as long as the file
-// has this identity.
-func (x *Index) find(id identity) (r record, ok bool) {
-	key := inode{id.dev, id.ino}
+// has this identity. near is where the look-up of a file that may be near ended,
+// and where this one did.
+func (x *Index) find(id identity, near *int) (r record, ok bool) {
+	key := id.inode()
 	x.mu.RLock()
 	r, ok = x.learned[key]
 	if !ok {
@@ -220,7 +216,7 @@ func (x *Index) find(id identity) (r record, ok bool) {
 	}
 	x.mu.RUnlock()
 	if !ok {
-		r, ok = search(x.records(), id)
+		r, ok = search(x.records(), key, near)
 	}
 	if !ok || r.identity != id {
 		return record{}, false
@@ -240,7 +236,7 @@ func (x *Index) today() uint32 { return uint32(x.now().Unix() / day) }
 func (x *Index) learn(r record) {
 	r.used = x.today()
 	x.mu.Lock()
-	x.learned[inode{r.dev, r.ino}] = r
+	x.learned[r.inode()] = r
 	x.mu.Unlock()
 }
 
@@ -251,10 +247,10 @@ func (x *Index) records() []byte {
 	return x.base[headerSize:]
 }
 
-// search finds the record of an inode among sorted records. Places are hashes
-// and so evenly spread: a guess by proportion is close to the mark. A disk that
-// fails to read a page makes the record missing, not the program fail.
-func search(recs []byte, id identity) (r record, ok bool) {
+// search finds the record of an inode among sorted records, beginning at near.
+// A disk that fails to read a page makes the record missing, not the program
+// fail.
+func search(recs []byte, key inode, near *int) (r record, ok bool) {
 	n := len(recs) / recordSize
 	if n == 0 {
 		return record{}, false
@@ -265,44 +261,35 @@ func search(recs []byte, id identity) (r record, ok bool) {
 			r, ok = record{}, false
 		}
 	}()
-	at := func(i int) uint64 {
+	at := func(i int) inode {
 		b := recs[i*recordSize:]
-		return place(binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:]))
+		return inode{binary.LittleEndian.Uint64(b), binary.LittleEndian.Uint64(b[8:])}
 	}
-	want := id.place()
-	hi, _ := bits.Mul64(want, uint64(n))
-	i := int(hi)
-	for range 2 { // what the guess is off by tells a better one
-		if p := at(i); p < want {
-			hi, _ = bits.Mul64(want-p, uint64(n))
-			i = min(i+int(hi), n-1)
-		} else {
-			hi, _ = bits.Mul64(p-want, uint64(n))
-			i = max(i-int(hi), 0)
+	// Gallop to a range that holds the record, then bisect it.
+	lo := min(*near, n-1)
+	up := lo
+	if at(lo).before(key) {
+		for step := 1; up < n && at(up).before(key); step *= 2 {
+			lo, up = up+1, min(up+step, n)
 		}
-	}
-	// Gallop from the guess to a range that holds the place, then bisect it.
-	lo, up := i, i
-	for step := 1; lo > 0 && at(lo) >= want; step *= 2 {
-		lo = max(lo-step, 0)
-	}
-	for step := 1; up < n && at(up) <= want; step *= 2 {
-		up = min(up+step, n)
+	} else {
+		for step := 1; lo > 0 && !at(lo).before(key); step *= 2 {
+			up, lo = lo, max(lo-step, 0)
+		}
 	}
 	for lo < up {
 		m := int(uint(lo+up) / 2)
-		if at(m) < want {
+		if at(m).before(key) {
 			lo = m + 1
 		} else {
 			up = m
 		}
 	}
-	for ; lo < n && at(lo) == want; lo++ {
-		if got := readIdentity(recs[lo*recordSize:]); got.dev == id.dev && got.ino == id.ino {
-			return readRecord(recs[lo*recordSize:])
-		}
+	*near = lo
+	if lo == n || at(lo) != key {
+		return record{}, false
 	}
-	return record{}, false
+	return readRecord(recs[lo*recordSize:])
 }
 
 // Save writes what was learned, merged with what other processes saved. It is
@@ -391,7 +378,9 @@ func (x *Index) merge() (err error) {
 	for _, r := range byInode {
 		news = append(news, r)
 	}
-	slices.SortFunc(news, func(a, b record) int { return cmp.Compare(a.place(), b.place()) })
+	slices.SortFunc(news, func(a, b record) int {
+		return cmp.Or(cmp.Compare(a.dev, b.dev), cmp.Compare(a.ino, b.ino))
+	})
 
 	var old []byte
 	if base := mapBase(name); base != nil {
@@ -405,7 +394,7 @@ func (x *Index) merge() (err error) {
 			}
 		}()
 	}
-	// merged yields both lists in order of place, without the records of base
+	// merged yields both lists in their order, without the records of base
 	// that newer ones replace.
 	merged := func(yield func(record) bool) {
 		rest := news
@@ -414,10 +403,10 @@ func (x *Index) merge() (err error) {
 			if !ok {
 				continue
 			}
-			if _, newer := byInode[inode{r.dev, r.ino}]; newer {
+			if _, newer := byInode[r.inode()]; newer {
 				continue
 			}
-			for len(rest) > 0 && rest[0].place() <= r.place() {
+			for len(rest) > 0 && rest[0].inode().before(r.inode()) {
 				if !yield(rest[0]) {
 					return
 				}

@@ -35,7 +35,7 @@ func has(t *testing.T, x *Index, n int, want func(i int) bool) {
 	t.Helper()
 	for i := range n {
 		w := rec(i)
-		got, ok := x.find(w.identity)
+		got, ok := x.find(w.identity, new(int))
 		if ok != want(i) {
 			t.Fatalf("file %d: known %v", i, ok)
 		}
@@ -86,7 +86,7 @@ func TestIndexTrustsNoOtherFile(t *testing.T) {
 	} {
 		id := rec(4711).identity
 		change(&id)
-		if _, ok := x.find(id); ok {
+		if _, ok := x.find(id, new(int)); ok {
 			t.Errorf("a file with another %s was taken for it", name)
 		}
 	}
@@ -157,8 +157,9 @@ func TestIndexDamaged(t *testing.T) {
 				}
 			}
 			x := openIndex(t, dir)
+			near := 0
 			for i := range maxLog + 101 {
-				if got, ok := x.find(rec(i).identity); ok && got.sum != rec(i).sum {
+				if got, ok := x.find(rec(i).identity, &near); ok && got.sum != rec(i).sum {
 					t.Fatalf("file %d: wrong digest", i)
 				}
 			}
@@ -184,9 +185,9 @@ func TestIndexDamaged(t *testing.T) {
 		if err := os.WriteFile(f, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		x, missing := openIndex(t, dir), 0
+		x, missing, near := openIndex(t, dir), 0, 0
 		for i := range maxLog + 101 {
-			got, ok := x.find(rec(i).identity)
+			got, ok := x.find(rec(i).identity, &near)
 			if !ok {
 				missing++
 			} else if got.sum != rec(i).sum {
@@ -212,7 +213,7 @@ func TestIndexForgets(t *testing.T) {
 			x.learn(rec(i))
 		}
 		for _, i := range used {
-			x.find(rec(i).identity)
+			x.find(rec(i).identity, new(int))
 		}
 		if err := x.Save(); err != nil {
 			t.Fatal(err)
@@ -310,5 +311,29 @@ func TestIndexRacy(t *testing.T) {
 	// An unknown file system gets the benefit of no doubt.
 	if f.settled(-1, identity{dev: 2, mtime: at(-time.Second), ctime: at(-time.Second)}, now) {
 		t.Error("a second on an unknown file system was trusted")
+	}
+}
+
+// TestIndexNear: a look-up finds the same wherever it begins.
+func TestIndexNear(t *testing.T) {
+	t.Parallel()
+	const n = 100
+	var recs []byte
+	for i := range n {
+		recs = record{identity: identity{dev: uint64(1 + i/50), ino: uint64(10 + 2*i)}}.append(recs)
+	}
+	for begin := range n + 2 { // the index may have been longer
+		for i := range n {
+			key, near := inode{uint64(1 + i/50), uint64(10 + 2*i)}, begin
+			if r, ok := search(recs, key, &near); !ok || r.inode() != key || near != i {
+				t.Fatalf("from %d: record %d is %v, %v, at %d", begin, i, r.inode(), ok, near)
+			}
+			for _, d := range []uint64{^uint64(0), 1} {
+				key.ino = uint64(10+2*i) + d
+				if r, ok := search(recs, key, &near); ok {
+					t.Fatalf("from %d: found %v, which is not there: %v", begin, key, r)
+				}
+			}
+		}
 	}
 }

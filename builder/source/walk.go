@@ -219,6 +219,7 @@ func (d *Dir) list(ctx context.Context, path string) ([]node, error) {
 	defer dirBuffers.Put(buf)
 	var children []node
 	ignored := map[string]bool{} // directories kept only for what is below
+	near := 0                    // in the index
 	for {
 		n, err := unix.Getdents(fd, buf[:])
 		if err == unix.EINTR {
@@ -238,7 +239,7 @@ func (d *Dir) list(ctx context.Context, path string) ([]node, error) {
 			if s := string(name[:len(name)-1]); s == "." || s == ".." || typ == unix.DT_SOCK {
 				continue
 			}
-			child, drop, err := d.stat(fd, path, typ, name)
+			child, drop, err := d.stat(fd, path, typ, name, &near)
 			if err != nil {
 				return nil, err
 			}
@@ -260,8 +261,8 @@ func (d *Dir) list(ctx context.Context, path string) ([]node, error) {
 
 // stat makes the node of a directory entry; one without a type if it isn't in
 // the tree. drop tells of a directory that is ignored but for what may be below
-// it.
-func (d *Dir) stat(fd int, dir string, typ byte, name []byte) (n node, drop bool, err error) {
+// it. near is where the index is searched.
+func (d *Dir) stat(fd int, dir string, typ byte, name []byte, near *int) (n node, drop bool, err error) {
 	n.name = string(name[:len(name)-1])
 	ignore := func(isDir bool) bool {
 		if d.o.Ignored == nil {
@@ -300,16 +301,16 @@ func (d *Dir) stat(fd int, dir string, typ byte, name []byte) (n node, drop bool
 		}
 		n.rare = &rare{link: link}
 	case layers.Regular:
-		d.remember(fd, &n)
+		d.remember(fd, &n, near)
 	}
 	return n, drop, nil
 }
 
 // remember takes from the index what it knows of a file.
-func (d *Dir) remember(fd int, n *node) {
+func (d *Dir) remember(fd int, n *node, near *int) {
 	known, ok := record{}, false
 	if d.o.Index != nil && n.id.size > 0 {
-		known, ok = d.o.Index.find(n.id)
+		known, ok = d.o.Index.find(n.id, near)
 	}
 	if ok {
 		n.setDigest(known.sum)
