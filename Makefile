@@ -1,5 +1,5 @@
 # make check is what a change must pass; the other targets are shortcuts.
-.PHONY: build check test fuzz difffuzz gosec bench conformance hostile
+.PHONY: build check test fuzz difffuzz gosec bench conformance hostile faults caches
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o strake ./cmd/strake
@@ -36,3 +36,11 @@ conformance: build
 # Attacks on the real strake, made after public advisories.
 hostile:
 	CGO_ENABLED=0 go test -count=1 -v -run TestHostile ./internal/hostile
+
+# Faults at all points: kills, failing disks, damage, races. As root; some minutes.
+faults:
+	CGO_ENABLED=0 STRAKE_FAULTS=all go test -count=1 -v -timeout 60m -run TestFaults ./internal/faults
+
+# The tests of remote caches against real servers of S3 and of Azure's storage.
+caches:
+	./scripts/caches

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"github.com/strake-build/strake/bench/content"
 )
 
 const goarch = runtime.GOARCH
@@ -90,7 +92,7 @@ func w6(instructions string) func(context.Context, *workspace) error {
 		for i := range 10 {
 			layers = append(layers, filler(fmt.Sprintf("data%d", i), 1600, 64<<10, uint64(i)<<32))
 		}
-		if err := os.WriteFile(filepath.Join(w.context, "app"), content(1<<20, uint64(w.run)), 0o755); err != nil {
+		if err := os.WriteFile(filepath.Join(w.context, "app"), content.Bytes(1<<20, uint64(w.run), 1), 0o755); err != nil {
 			return err
 		}
 		return w.dockerfile("FROM %s\n"+instructions, w.mustBase("big", layers...))
@@ -183,7 +185,7 @@ func (w *workspace) files(n, size int) error {
 				return err
 			}
 		}
-		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("f%d", i)), content(size, uint64(i)), 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("f%d", i)), content.Bytes(size, uint64(i), 1), 0o644); err != nil {
 			return err
 		}
 	}

@@ -123,13 +123,15 @@ func field(file, name string) int64 {
 	return 0
 }
 
-// watch begins to sample the memory; the function returned ends that and
+// watch begins to sample the memory, seldom enough that the kernel, which adds up
+// the counters of all groups for each sample, does not slow down what is measured;
+// the function returned ends that and
 // returns the peak.
 func (g *group) watch() func() int64 {
 	stop, peak := make(chan struct{}), make(chan int64)
 	go func() {
 		most := g.rss()
-		tick := time.NewTicker(5 * time.Millisecond)
+		tick := time.NewTicker(50 * time.Millisecond)
 		defer tick.Stop()
 		for {
 			select {

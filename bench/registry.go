@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"log"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -22,6 +21,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+
+	"github.com/strake-build/strake/bench/content"
 )
 
 // startRegistry serves a registry on loopback, with blobs on disk.
@@ -154,35 +155,17 @@ func goToolchain(tw *tar.Writer) error {
 	})
 }
 
-// filler writes files of half compressible content.
+// filler writes files like those of images.
 func filler(dir string, files, size int, seed uint64) func(*tar.Writer) error {
 	return func(tw *tar.Writer) error {
 		if err := tw.WriteHeader(&tar.Header{Name: dir + "/", Typeflag: tar.TypeDir, Mode: 0o755}); err != nil {
 			return err
 		}
 		for i := range files {
-			if err := writeFile(tw, fmt.Sprintf("%s/f%05d", dir, i), 0o644, content(size, seed+uint64(i))); err != nil {
+			if err := writeFile(tw, fmt.Sprintf("%s/f%05d", dir, i), 0o644, content.Bytes(size, seed+uint64(i), 1)); err != nil {
 				return err
 			}
 		}
 		return nil
 	}
-}
-
-// content is deterministic: half noise, half text.
-func content(size int, seed uint64) []byte {
-	r := rand.New(rand.NewPCG(seed, 1))
-	data := make([]byte, 0, size+64)
-	for len(data) < size {
-		var noise [32]byte
-		for i := 0; i < len(noise); i += 8 {
-			v := r.Uint64()
-			for j := range 8 {
-				noise[i+j] = byte(v >> (8 * j))
-			}
-		}
-		data = append(data, noise[:]...)
-		data = append(data, "the quick brown fox jumps over a "[:32]...)
-	}
-	return data[:size]
 }

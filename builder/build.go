@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/strake-build/strake/cache"
+	"github.com/strake-build/strake/cache/remote/buildkit"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
@@ -51,17 +52,19 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		pulls:      map[layers.ID]*vertex{},
 		blobs:      map[layers.ID]ocispec.Descriptor{},
 		identityOf: map[*vertex]cache.Record{},
+		announce:   func() error { return nil },
 		mounts:     map[string]func(){},
 		renewed:    map[string]bool{},
 	}
+	bd.prefix = r.Scope
 	if r.again > 0 {
-		bd.prefix = fmt.Sprintf("again%d/", r.again)
+		bd.prefix += fmt.Sprintf("again%d/", r.again)
 	}
 	if r.verify {
-		bd.prefix = "verify/"
+		bd.prefix += "verify/"
 	}
 	if r.offline {
-		bd.r.CacheFrom = nil
+		bd.r.CacheFrom, bd.r.BuildKitFrom = nil, nil
 	}
 	for _, t := range r.Build.Targets {
 		if t.Step != nil {
@@ -69,11 +72,11 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		}
 	}
 	bd.findMinimal()
+	bd.nameSteps()
 
 	if r.Record != nil {
-		if err := r.Record.Plan(r.Build, bd.steps()); err != nil {
-			return nil, err
-		}
+		planned := bd.steps()
+		bd.announce = sync.OnceValue(func() error { return r.Record.Plan(r.Build, planned) })
 		defer func() { r.Record.SetSteps(r.Build, bd.steps()) }()
 	}
 	results := make([]Result, len(r.Build.Targets))
@@ -104,6 +107,7 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		}
 		return nil, err
 	}
+	bd.exportNamed(ctx, results)
 	return results, nil
 }
 
@@ -112,11 +116,13 @@ type build struct {
 	b        *Builder
 	r        Request
 	cancel   context.CancelCauseFunc
+	announce func() error // writes down what there is to do, before the first step runs
 	vertices map[*plan.Step]*vertex
 	order    []*vertex
-	prefix   string // of vertex IDs, in a build that begins again
+	prefix   string // of vertex IDs
 
 	minimal, copied map[*vertex]bool // see findMinimal
+	names           *buildkit.Graph  // see nameSteps
 
 	mu         sync.Mutex
 	mounts     map[string]func()                // export cache mounts that steps had, by name
@@ -244,6 +250,11 @@ func (bd *build) find(ctx context.Context, v *vertex) (cache.Record, error) {
 		bd.cached(v)
 		return rec, nil
 	}
+	if rec, ok := bd.borrowed(ctx, v, key); ok {
+		bd.cached(v)
+		bd.export(v, rec)
+		return rec, nil
+	}
 	// Inputs are made outside of the flight: one that waited for another
 	// step could be waiting for itself.
 	g, gctx := errgroup.WithContext(ctx)
@@ -322,6 +333,9 @@ func (bd *build) lookup(v *vertex, key cache.Key) (cache.Record, bool) {
 
 // run makes the result of a step and records it.
 func (bd *build) run(ctx context.Context, v *vertex, key cache.Key) (_ cache.Record, err error) {
+	if err := bd.announce(); err != nil {
+		return cache.Record{}, err
+	}
 	start := time.Now()
 	var outputs []layers.Tree
 	switch op := v.step.Op.(type) {

@@ -23,6 +23,7 @@ import (
 	"github.com/strake-build/strake/builder/source/httpsource"
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/cache/remote"
+	"github.com/strake-build/strake/cache/remote/buildkit"
 	"github.com/strake-build/strake/internal/flight"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/blob"
@@ -87,6 +88,10 @@ type Request struct {
 	// for them.
 	CacheFrom []*remote.Importer
 	CacheTo   []*remote.Exporter
+	// BuildKitFrom are asked after those, and BuildKitTo get what they can
+	// name when the build ends.
+	BuildKitFrom []*buildkit.Importer
+	BuildKitTo   []*buildkit.Exporter
 
 	again   int  // how often it began again, see Builder.Again
 	offline bool // nothing that is only in remote caches counts
@@ -94,6 +99,9 @@ type Request struct {
 	verify  bool // see Verify
 
 	Progress progress.Func
+	// Scope begins the IDs of vertices in events and in Record: it tells those
+	// of several requests apart that are one build of a user.
+	Scope string
 	// OnError is called when the process of a step failed, before its root
 	// file system is discarded; nil is allowed. run runs another process there,
 	// on a terminal whose master it passes on (see sandbox.Process.Terminal),

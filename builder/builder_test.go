@@ -124,7 +124,7 @@ func openBuilder(t testing.TB, root *state.Root, runner sandbox.Runner) *builder
 	if err != nil {
 		t.Fatal(err)
 	}
-	blobs, err := blob.Open(root.Path("blobs"), root.Path("tmp"))
+	blobs, err := blob.Open(root.Path("blobs"), root.TempFile)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -140,7 +140,7 @@ func (b *Builder) base(ctx context.Context, op *plan.Image) (*base, error) {
 	if err != nil {
 		return nil, err
 	}
-	found = &base{Base: Base{Ref: op.Ref, Digest: img.Desc.Digest, Config: img.Config}, pull: img}
+	found = &base{Base: Base{Ref: op.Ref, Digest: img.Desc.Digest, Config: img.Config, Pin: img.Desc.Digest}, pull: img}
 	b.keep(found, op.Platform)
 	return found, nil
 }

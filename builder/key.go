@@ -29,7 +29,8 @@ import (
 // Content digests of trees are remembered by tree (memos), so that a graph whose
 // results are all stored is keyed without unpacking anything. A result that a
 // remote cache has keeps the identity it had where it was made, and so its memos;
-// to know the identity is enough to key what copies from it.
+// to know the identity is enough to key what copies from it. Behind a step that a
+// cache of BuildKit's knows, an input may count by definition (see byDefinition).
 
 // keySchema changes whenever the meaning of keys or records does.
 const keySchema = "strake/1"
@@ -185,6 +186,9 @@ func (bd *build) contentDigest(ctx context.Context, v *vertex, i int) (digest.Di
 			bd.mu.Unlock()
 			return d, nil
 		}
+	}
+	if d, ok := bd.byDefinition(ctx, v, i); ok {
+		return d, nil
 	}
 	tree, err := bd.inputTree(ctx, v, i)
 	if err != nil {

@@ -287,13 +287,10 @@ func (e *execution) makeCacheDir(ctx context.Context, dir string, m plan.Mount, 
 	if !notExist(fs) {
 		return nil
 	}
-	tmp, err := os.MkdirTemp(filepath.Dir(dir), ".new-")
-	if errors.Is(err, os.ErrNotExist) {
-		if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
-			return err
-		}
-		tmp, err = os.MkdirTemp(filepath.Dir(dir), ".new-")
+	if err := os.MkdirAll(filepath.Dir(dir), 0o700); err != nil {
+		return err
 	}
+	tmp, err := e.bd.b.Root.TempDir("cachemount")
 	if err != nil {
 		return err
 	}
@@ -323,7 +320,7 @@ func (e *execution) makeCacheDir(ctx context.Context, dir string, m plan.Mount, 
 	if err != nil {
 		return err
 	}
-	if err := state.WriteFile(filepath.Join(tmp, "meta.json"), meta, 0o600, false); err != nil {
+	if err := os.WriteFile(filepath.Join(tmp, "meta.json"), meta, 0o600); err != nil {
 		return err
 	}
 	err = os.Rename(tmp, dir)

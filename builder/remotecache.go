@@ -104,6 +104,9 @@ func (b *Builder) lose(r *Request, id layers.ID) bool {
 	for _, im := range r.CacheFrom {
 		im.Lose(id)
 	}
+	for _, im := range r.BuildKitFrom {
+		im.Lose(id)
+	}
 	return b.Layers.Lose(id) == nil
 }
 

@@ -41,7 +41,7 @@ func (e *DifferenceError) Error() string {
 // the order of the build file, whose results differ.
 func (b *Builder) Verify(ctx context.Context, r Request) error {
 	begin := time.Now()
-	r.CacheTo, r.Record = nil, nil
+	r.CacheTo, r.BuildKitTo, r.Record = nil, nil, nil
 	report := r.Progress
 	first := r
 	first.NoCache, first.stored, first.Progress = false, true, nil
@@ -56,7 +56,7 @@ func (b *Builder) Verify(ctx context.Context, r Request) error {
 	}
 	restore := oneProcessor()
 	defer restore()
-	r.CacheFrom, r.NoCache, r.verify = nil, true, true
+	r.CacheFrom, r.BuildKitFrom, r.NoCache, r.verify = nil, nil, true, true
 	if report != nil {
 		r.Progress = func(e progress.Event) {
 			if e.Name != "" {

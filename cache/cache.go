@@ -124,6 +124,7 @@ func open(dir string, warn func(error)) (*Store, error) {
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
+	s.removeStaleLocks()
 	return s, nil
 }
 

@@ -74,7 +74,8 @@ func tryLock(path string) (unlock func(), err error) {
 	}), nil
 }
 
-// removeStaleLocks removes the lock files of killed processes.
+// removeStaleLocks removes the lock files of killed processes: nobody may ever
+// want those of their keys again.
 func (s *Store) removeStaleLocks() {
 	dir := filepath.Join(s.dir, "locks")
 	entries, err := os.ReadDir(dir)

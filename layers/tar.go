@@ -23,8 +23,6 @@ type TarOptions struct {
 	// ModTime is the time that every entry gets; zero keeps the entries' own,
 	// and gives DefaultModTime to those that have none.
 	ModTime time.Time
-	// Clamp: only entries later than ModTime get it.
-	Clamp bool
 	// NoWhiteouts: whiteouts and opaque marks are left out (a whole tree is
 	// written, not a layer).
 	NoWhiteouts bool
@@ -336,7 +334,7 @@ func (o *TarOptions) time(m time.Time) int64 {
 	if m.IsZero() {
 		m = DefaultModTime
 	}
-	if !o.ModTime.IsZero() && (!o.Clamp || m.After(o.ModTime)) {
+	if !o.ModTime.IsZero() {
 		m = o.ModTime
 	}
 	return m.Unix()

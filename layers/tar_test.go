@@ -154,8 +154,6 @@ func TestTimes(t *testing.T) {
 		{"own, in seconds", TarOptions{}, late, late.Truncate(time.Second)},
 		{"none", TarOptions{}, time.Time{}, DefaultModTime},
 		{"given", TarOptions{ModTime: someTime}, DefaultModTime, someTime},
-		{"clamped", TarOptions{ModTime: someTime, Clamp: true}, late, someTime},
-		{"earlier than clamped", TarOptions{ModTime: someTime, Clamp: true}, DefaultModTime, DefaultModTime},
 	} {
 		e := regular("a", "")
 		e.ModTime = c.in

@@ -36,6 +36,9 @@ func (x *execBuilder) addMounts(c *instructions.RunCommand) error {
 		}
 		if err == nil && mount.Target == "" && mount.Env == "" {
 			mount.Target, err = x.mountTarget(m)
+			if path.IsAbs(m.Target) && m.Target != mount.Target {
+				mount.Given = m.Target
+			}
 		}
 		if err != nil {
 			return fmt.Errorf("RUN --mount=type=%s: %w", m.Type, err)

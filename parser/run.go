@@ -121,9 +121,9 @@ func (x *execBuilder) hereDocument(f instructions.ShellInlineFile) []string {
 	if !strings.HasPrefix(data, "#!") {
 		return []string{data}
 	}
-	const dir = "/dev/pipes"
+	const dir = "/dev/pipes/"
 	x.mounts = append(x.mounts, plan.Mount{
-		Type: plan.MountBind, Target: dir, Input: x.addInput(x.inlineFile(f.Name, data, 0o755)), Source: "/", Readonly: true,
+		Type: plan.MountBind, Target: path.Clean(dir), Given: dir, Input: x.addInput(x.inlineFile(f.Name, data, 0o755)), Source: "/", Readonly: true,
 	})
 	return []string{path.Join(dir, f.Name)}
 }

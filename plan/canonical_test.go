@@ -23,6 +23,7 @@ var notInKey = map[string]bool{
 	"Git.Advice":    true,
 	"Git.Pin":       true,
 	"HTTP.Pin":      true,
+	"Mount.Given":   true,
 	"Exec.Proxy":    true, "Exec.Resources": true, "Exec.BuildArgs": true,
 }
 

@@ -160,6 +160,9 @@ const (
 type Mount struct {
 	Type   MountType
 	Target string // absolute path in the root
+	// Given is Target as it was written, where that is not clean ("/cache/").
+	// BuildKit's caches know steps by it; it does not enter our keys.
+	Given string
 
 	// Input is the index in Step.Inputs that a Bind shows, or that a Cache
 	// starts from; -1 for none (an empty directory).

@@ -554,7 +554,7 @@ func TestKept(t *testing.T) {
 	})
 	m := makeImage(t, linux, 100)
 	push(t, client(t, Options{}), addr+"/app:1", m)
-	blobs, err := blob.Open(filepath.Join(t.TempDir(), "blobs"), t.TempDir())
+	blobs, err := blob.Open(filepath.Join(t.TempDir(), "blobs"), blob.TempIn(t.TempDir()))
 	if err != nil {
 		t.Fatal(err)
 	}

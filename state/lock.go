@@ -98,6 +98,29 @@ func (r *Root) unlock(f *os.File, name string, exclusive bool) {
 	_ = unlockFile(f)
 }
 
+// sweepLocks removes the lock files of dead processes, which nobody may want to
+// lock again.
+func (r *Root) sweepLocks() {
+	for _, name := range names(r.Path(lockDir)) {
+		if name == gcLock {
+			continue
+		}
+		f, err := os.OpenFile(r.Path(lockDir, name), os.O_RDWR, 0)
+		if err != nil {
+			continue
+		}
+		free, err := tryLock(f, syscall.LOCK_EX)
+		if err != nil || !free {
+			f.Close()
+			continue
+		}
+		if named, err := sameFile(f, f.Name()); err == nil && named {
+			_ = os.Remove(f.Name())
+		}
+		_ = unlockFile(f)
+	}
+}
+
 // openLock opens the file of a lock, and makes it if there is none.
 func (r *Root) openLock(name string) (*os.File, error) {
 	path := r.Path(lockDir, name)

@@ -59,6 +59,7 @@ func Open(dir string) (*Root, error) {
 	// What can't be removed now, because the disk is read-only, say, is
 	// left to the next one: it stands in nobody's way.
 	_ = r.sweep()
+	r.sweepLocks()
 	return r, nil
 }
 
@@ -82,7 +83,10 @@ func open(dir string) (*Root, error) {
 		return nil, err
 	}
 	r := &Root{dir: resolved}
-	return r, r.checkVersion()
+	if err := r.checkVersion(); err != nil {
+		return nil, errors.Join(err, r.Close())
+	}
+	return r, nil
 }
 
 // versionPrefix tells a store's version file from files of other programs.
@@ -111,7 +115,7 @@ func (r *Root) checkVersion() error {
 		return fmt.Errorf("%s is not empty and not a strake store", r.dir)
 	}
 	text := versionPrefix + strconv.Itoa(version) + "\n"
-	return WriteFile(r.Path(versionFile), []byte(text), 0o600, true)
+	return r.WriteFile(r.Path(versionFile), []byte(text), 0o600, true)
 }
 
 // looksOurs reports whether the directory is empty, or a store whose version

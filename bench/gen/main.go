@@ -1,15 +1,15 @@
-// Command gen writes deterministic files: `gen DIR MIB CHANGED SEED`. Half of
-// each file is noise, half of it text. All contents depend on SEED, those of the
-// first 20 files, about 1 MB, on CHANGED too.
+// Command gen writes deterministic files: `gen DIR MIB CHANGED SEED`. All
+// contents depend on SEED, those of the first 20 files, about 1 MB, on CHANGED
+// too.
 package main
 
 import (
-	"encoding/binary"
 	"fmt"
-	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/strake-build/strake/bench/content"
 )
 
 const size = 53687 // of a file: 20000 of them are 1 GiB
@@ -39,21 +39,14 @@ func write(dir string, files int, changed, seed uint64) error {
 		if i < 20 {
 			second += changed
 		}
-		r := rand.New(rand.NewPCG(uint64(i), second))
-		buf = buf[:0]
-		for len(buf) < size {
-			for range 4 {
-				buf = binary.LittleEndian.AppendUint64(buf, r.Uint64())
-			}
-			buf = append(buf, "the quick brown fox jumps over a "[:32]...)
-		}
+		buf = content.Append(buf[:0], size, uint64(i), second)
 		sub := filepath.Join(dir, fmt.Sprintf("d%03d", i/200))
 		if i%200 == 0 {
 			if err := os.MkdirAll(sub, 0o755); err != nil {
 				return err
 			}
 		}
-		if err := os.WriteFile(filepath.Join(sub, fmt.Sprintf("f%05d", i)), buf[:size], 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(sub, fmt.Sprintf("f%05d", i)), buf, 0o644); err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package explain
 
 import (
 	"fmt"
+	"io"
 	"slices"
 	"strings"
 
@@ -155,13 +156,17 @@ func compareSources(s, old builds.Step) []Cause {
 
 // compareFiles compares two lists of files. Lists that can't be read tell
 // nothing.
-func compareFiles(now, old func(func(builds.File) error) error) []Cause {
-	before := map[string]builds.File{}
-	if old(func(f builds.File) error { before[f.Path] = f; return nil }) != nil {
+func compareFiles(now, old io.Reader) []Cause {
+	files, others, err := builds.CompareFiles(now, old)
+	if err != nil {
 		return nil
 	}
+	before := map[string]builds.File{}
+	for _, f := range others {
+		before[f.Path] = f
+	}
 	var causes []Cause
-	err := now(func(f builds.File) error {
+	for _, f := range files {
 		o, ok := before[f.Path]
 		delete(before, f.Path)
 		switch {
@@ -176,10 +181,6 @@ func compareFiles(now, old func(func(builds.File) error) error) []Cause {
 		case o.UID != f.UID || o.GID != f.GID:
 			causes = append(causes, Cause{Kind: File, Subject: f.Path, Change: Owner, Old: fmt.Sprintf("%d:%d", o.UID, o.GID), New: fmt.Sprintf("%d:%d", f.UID, f.GID)})
 		}
-		return nil
-	})
-	if err != nil {
-		return nil
 	}
 	for _, f := range before {
 		causes = append(causes, Cause{Kind: File, Subject: f.Path, Change: Removed, Old: f.Sum})

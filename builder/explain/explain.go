@@ -8,6 +8,7 @@
 package explain
 
 import (
+	"io"
 	"slices"
 	"strconv"
 	"strings"
@@ -22,8 +23,8 @@ type Build struct {
 	Ref   string
 	Attrs map[string]string // see builds.Record
 	Steps []builds.Step
-	// Files reads a list of files; see builds.Record. nil: there are none.
-	Files func(d digest.Digest, fn func(builds.File) error) error
+	// Files opens a list of files; see builds.Record. nil: there are none.
+	Files func(d digest.Digest) (io.ReadCloser, error)
 }
 
 // Open reads the record of a build.
@@ -425,9 +426,17 @@ func (e *explainer) files(p *past, a, b builds.Input) []Cause {
 	if !ok || !okb || e.now.Files == nil || p.Files == nil {
 		return nil
 	}
-	return compareFiles(
-		func(fn func(builds.File) error) error { return e.now.Files(da, fn) },
-		func(fn func(builds.File) error) error { return p.Files(db, fn) })
+	now, err := e.now.Files(da)
+	if err != nil {
+		return nil
+	}
+	defer now.Close()
+	old, err := p.Files(db)
+	if err != nil {
+		return nil
+	}
+	defer old.Close()
+	return compareFiles(now, old)
 }
 
 // blame finds the build argument that made a difference.

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/strake-build/strake/state"
 	"github.com/strake-build/strake/state/builds"
 )
 
@@ -121,7 +122,12 @@ func TestSplitName(t *testing.T) {
 // A build that was shared is the same one elsewhere, its lists of files too.
 func TestShare(t *testing.T) {
 	t.Parallel()
-	s := builds.Open(t.TempDir(), builds.Limits{})
+	root, err := state.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	s := builds.Open(root, builds.Limits{})
 	b, err := s.Begin(builds.Record{Attrs: map[string]string{"target": "x"}})
 	if err != nil {
 		t.Fatal(err)
@@ -148,7 +154,11 @@ func TestShare(t *testing.T) {
 		t.Errorf("received %v (-want +got):\n%s", got.Attrs, diff)
 	}
 	var paths []string
-	err = got.Files(d, func(f builds.File) error { paths = append(paths, f.Path); return nil })
+	list, err := got.Files(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = builds.ReadFiles(list, func(f builds.File) error { paths = append(paths, f.Path); return nil })
 	if err != nil || strings.Join(paths, " ") != "a" {
 		t.Errorf("files are %q, %v", paths, err)
 	}
@@ -169,7 +179,7 @@ func FuzzReceived(f *testing.F) {
 				t.Error("a finding without a text")
 			}
 		}
-		if err := b.Files(digest.FromString("x"), func(builds.File) error { return nil }); err == nil {
+		if _, err := b.Files(digest.FromString("x")); err == nil {
 			t.Error(errors.New("there is a list of files that nobody sent"))
 		}
 	})

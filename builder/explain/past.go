@@ -11,9 +11,9 @@ import (
 const maxPast = 5
 
 // Past chooses, of all builds, those that r can be compared with, the best
-// first: older ones of the same context and build file, and of these the ones
-// with the same target and platforms; the latest first. If there is none, the
-// last builds that have half of its steps.
+// first: older ones of the same context, if that has a name, and build file,
+// and of these the ones with the same target and platforms; the latest first.
+// If there is none, the last builds that have half of its steps.
 func Past(r builds.Record, steps []builds.Step, all []builds.Record) []Build {
 	type ranked struct {
 		builds.Record
@@ -25,7 +25,7 @@ func Past(r builds.Record, steps []builds.Step, all []builds.Record) []Build {
 			continue
 		}
 		rank := 0
-		if o.Context == r.Context && o.Frontend == r.Frontend && o.Attrs["filename"] == r.Attrs["filename"] {
+		if r.Context != "" && o.Context == r.Context && o.Frontend == r.Frontend && o.Attrs["filename"] == r.Attrs["filename"] {
 			rank = 1
 			for _, k := range []string{"target", "platform"} {
 				if o.Attrs[k] == r.Attrs[k] {

@@ -99,12 +99,12 @@ func Received(data []byte) (Build, error) {
 			}
 		}
 	}
-	return Build{Ref: s.Ref, Attrs: s.Attrs, Steps: s.Steps, Files: func(d digest.Digest, fn func(builds.File) error) error {
+	return Build{Ref: s.Ref, Attrs: s.Attrs, Steps: s.Steps, Files: func(d digest.Digest) (io.ReadCloser, error) {
 		data, ok := s.Files[d]
 		if !ok {
-			return fs.ErrNotExist
+			return nil, fs.ErrNotExist
 		}
-		return builds.ReadFiles(bytes.NewReader(data), fn)
+		return io.NopCloser(bytes.NewReader(data)), nil
 	}}, nil
 }
 

@@ -42,9 +42,9 @@ type Image struct {
 	Sources snapshot.Sources
 	// Blobs are what the manifests of base images name for layers of Tree.
 	Blobs map[layers.ID]ocispec.Descriptor
-	// Fields returns more fields of the image's configuration; nil: there are
-	// none. Its layers are packed as the options say.
-	Fields func(context.Context, image.PackOptions) (map[string]json.RawMessage, error)
+	// Fields returns more fields of the configuration of an image with a tree;
+	// nil: there are none. Its layers are packed as the options say.
+	Fields func(context.Context, layers.Tree, image.PackOptions) (map[string]json.RawMessage, error)
 	// Attestations are what is said of it.
 	Attestations []attest.Attestation
 }
@@ -78,7 +78,7 @@ func (e *Exporter) Export(ctx context.Context, images []Image, o Output) (respon
 		x.created = *o.Epoch
 	}
 	if o.RewriteTimes {
-		x.o.Pack.ModTime, x.o.Pack.Clamp = *o.Epoch, true
+		x.o.Pack.ModTime = *o.Epoch
 	}
 	x.id = "export " + o.Type + " " + o.Dest + " " + strings.Join(o.Names, ",")
 	x.event(progress.Event{Kind: progress.Start, Name: x.title()})
@@ -179,7 +179,7 @@ func (x *run) fullOptions(ctx context.Context, img Image) (image.PackOptions, er
 		return o, nil
 	}
 	var err error
-	o.Fields, err = img.Fields(ctx, o)
+	o.Fields, err = img.Fields(ctx, img.Tree, o)
 	return o, err
 }
 

@@ -64,8 +64,7 @@ type Output struct {
 	// Epoch is SOURCE_DATE_EPOCH: the time of creation. nil is
 	// layers.DefaultModTime.
 	Epoch *time.Time
-	// RewriteTimes: files of layers keep their times if they are before
-	// Epoch, and get Epoch if not.
+	// RewriteTimes: files of layers made here get Epoch, too.
 	RewriteTimes bool
 }
 

@@ -30,13 +30,10 @@ func platformDir(p ocispec.Platform) string {
 	return strings.ReplaceAll(platforms.Format(p), "/", "_")
 }
 
-// fileTime is the time that a file of an exported tree gets: a constant one, as
-// in layers, or with RewriteTimes its own if that is early enough.
-func (x *run) fileTime(own time.Time) time.Time {
-	switch {
-	case x.o.RewriteTimes && !own.IsZero() && own.Before(*x.o.Epoch):
-		return own
-	case x.o.Epoch != nil:
+// fileTime is the time that files of an exported tree get: a constant one, as in
+// layers.
+func (x *run) fileTime() time.Time {
+	if x.o.Epoch != nil {
 		return *x.o.Epoch
 	}
 	return layers.DefaultModTime
@@ -130,13 +127,13 @@ func (x *run) tar(ctx context.Context) error {
 			seen := map[string]layers.Type{} // of earlier platforms in the same place
 			for i, v := range views {
 				if prefixes[i] != "." {
-					top := layers.Entry{Path: prefixes[i], Type: layers.Dir, Mode: 0o755, ModTime: x.fileTime(time.Time{})}
+					top := layers.Entry{Path: prefixes[i], Type: layers.Dir, Mode: 0o755, ModTime: x.fileTime()}
 					if !yield(top, nil) {
 						return
 					}
 				}
 				for e, err := range walk(ctx, v, ".") {
-					e.ModTime = x.fileTime(e.ModTime)
+					e.ModTime = x.fileTime()
 					// What is read from where is told by Origin: the
 					// path there, and which view.
 					e.Origin = layers.Origin{Input: i, Path: e.Path}
@@ -160,7 +157,7 @@ func (x *run) tar(ctx context.Context) error {
 				}
 				for n, f := range said[i] {
 					e := layers.Entry{
-						Path: path.Join(prefixes[i], f.Name), Type: layers.Regular, Mode: 0o600, Size: int64(len(f.Data)), ModTime: x.fileTime(time.Time{}),
+						Path: path.Join(prefixes[i], f.Name), Type: layers.Regular, Mode: 0o600, Size: int64(len(f.Data)), ModTime: x.fileTime(),
 						Origin: layers.Origin{Input: i, Staged: strconv.Itoa(n)},
 					}
 					if !yield(e, nil) {
@@ -199,7 +196,7 @@ func (x *run) local(ctx context.Context) error {
 				err = x.files(ctx, v, root, img)
 			}
 			for _, f := range files {
-				t := x.fileTime(time.Time{})
+				t := x.fileTime()
 				if err == nil {
 					err = errors.Join(root.WriteFile(f.Name, f.Data, 0o600), root.Chtimes(f.Name, t, t))
 				}
@@ -235,7 +232,7 @@ func (x *run) files(ctx context.Context, v *snapshot.View, root *os.Root, img Im
 		case layers.Hardlink:
 			err = root.Link(e.Link, e.Path)
 		case layers.Fifo:
-			t := x.fileTime(e.ModTime)
+			t := x.fileTime()
 			err = errors.Join(mkfifo(root, e), root.Chtimes(e.Path, t, t))
 		default:
 			skipped = append(skipped, e.Path)
@@ -249,7 +246,7 @@ func (x *run) files(ctx context.Context, v *snapshot.View, root *os.Root, img Im
 	}
 	for i := len(dirs) - 1; i >= 0; i-- {
 		e := dirs[i]
-		t := x.fileTime(e.ModTime)
+		t := x.fileTime()
 		if err := errors.Join(root.Chtimes(e.Path, t, t), root.Chmod(e.Path, mode(e))); err != nil {
 			return err
 		}
@@ -286,7 +283,7 @@ func (x *run) regular(ctx context.Context, v *snapshot.View, root *os.Root, e la
 		// is left out, as cp -a does.
 		_ = unix.Fsetxattr(int(f.Fd()), k, []byte(val), 0)
 	}
-	t := x.fileTime(e.ModTime)
+	t := x.fileTime()
 	return errors.Join(f.Chmod(mode(e)), root.Chtimes(e.Path, t, t))
 }
 

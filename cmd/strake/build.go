@@ -17,6 +17,7 @@ import (
 	"github.com/strake-build/strake/attest"
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/builder/export"
+	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/plan"
@@ -315,7 +316,7 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 
 type attestFunc func(context.Context, builder.Result) ([]attest.Attestation, error)
 
-type fieldsFunc = func(context.Context, image.PackOptions) (map[string]json.RawMessage, error)
+type fieldsFunc = func(context.Context, layers.Tree, image.PackOptions) (map[string]json.RawMessage, error)
 
 // deliver builds and exports. If a remote cache turns out not to have what it
 // should, it begins again.

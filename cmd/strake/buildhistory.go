@@ -52,21 +52,35 @@ type buildRow struct{ Ref, Name, Status, CreatedAt, Duration, Steps, Cached stri
 
 func newHistoryLs(e *env) *cobra.Command {
 	var format string
+	var filters []string
 	var noTrunc, quiet bool
 	cmd := &cobra.Command{
 		Use:     "ls [OPTIONS]",
 		Aliases: []string{"list"},
 		Short:   "List the last builds",
-		Example: "  strake history ls\n  strake history ls --format json",
+		Long: `List the last builds, those of 'strake serve' among them.
+
+A filter is a list of conditions with commas, which all have to hold; of several
+filters one has to. Conditions are on ref, status (completed, error, canceled or
+running), repository and target, with ==, != or ~= (a regular expression), and on
+startedAt, completedAt and duration, with <, <=, > or >= and a duration or a time.`,
+		Example: "  strake history ls\n  strake history ls --filter status==error,startedAt'>'24h\n  strake history ls --format json",
 		Args:    nArgs(0, 0, ""),
 		RunE: func(*cobra.Command, []string) error {
 			return withBuilds(e, func(s *store) error {
+				match, err := builds.ParseFilters(filters)
+				if err != nil {
+					return usagef("--%w", err)
+				}
 				list, err := s.builds().List()
 				if err != nil {
 					return err
 				}
 				var rows []any
 				for _, r := range list {
+					if !match(r) {
+						continue
+					}
 					row := buildRow{
 						Ref: r.Ref, Name: cleaned(buildName(r)), Status: string(r.Status), CreatedAt: r.Created.Local().Format(time.DateTime),
 						Duration: took(r), Steps: fmt.Sprintf("%d/%d", r.Counts.Completed, r.Counts.Total), Cached: fmt.Sprint(r.Counts.Cached),
@@ -84,6 +98,7 @@ func newHistoryLs(e *env) *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().StringArrayVarP(&filters, "filter", "f", nil, "list builds that match a `FILTER` only; may be repeated")
 	cmd.Flags().StringVar(&format, "format", "", formatHelp)
 	cmd.Flags().BoolVar(&noTrunc, "no-trunc", false, "print whole IDs")
 	cmd.Flags().BoolVarP(&quiet, "quiet", "q", false, "print IDs only")

@@ -72,6 +72,6 @@ func (c caches) open(ctx context.Context, s *store, r *builder.Request) (*connec
 	if err != nil {
 		return nil, usageError{err}
 	}
-	r.CacheFrom, r.CacheTo = all.From, all.To
+	r.CacheFrom, r.CacheTo, r.BuildKitFrom, r.BuildKitTo = all.From, all.To, all.BuildKitFrom, all.BuildKitTo
 	return all, nil
 }

@@ -5,6 +5,8 @@ package main
 
 import (
 	"os"
+	"runtime"
+	"runtime/debug"
 
 	"github.com/strake-build/strake/builder/sandbox/disorder"
 	"github.com/strake-build/strake/builder/sandbox/linux"
@@ -16,5 +18,14 @@ func main() {
 	disorder.Main()
 	linux.Main()
 	oci.Main()
+	collectLate()
 	os.Exit(run(os.Args[1:], processEnv()))
+}
+
+// collectLate lets the first garbage collection wait for 32 MB instead of 4:
+// short builds end before it. From then on it is as usual.
+func collectLate() {
+	usual := debug.SetGCPercent(800)
+	type sentinel struct{ *sentinel } // a pointer: not put together with other small ones
+	runtime.AddCleanup(&sentinel{}, func(percent int) { debug.SetGCPercent(percent) }, usual)
 }

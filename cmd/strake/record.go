@@ -31,7 +31,7 @@ type recording struct {
 }
 
 // builds are the records of builds.
-func (s *store) builds() *builds.Store { return builds.Open(s.Path("builds"), builds.Limits{}) }
+func (s *store) builds() *builds.Store { return builds.Open(s.Root, builds.Limits{}) }
 
 // record begins to keep a record of a build.
 func (o buildOptions) record(contextArg string, p parser.Options, outputs []export.Output, s *store, e *env) *recording {

@@ -6,7 +6,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -90,13 +89,14 @@ func (o *sandboxOptions) addFlags(f *pflag.FlagSet) {
 // store is the open store and what works on it.
 type store struct {
 	*state.Root
-	mode    rootless.Mode
-	offline bool
-	blobs   *blob.Store
-	layers  *snapshot.Store
-	images  *image.Store
-	client  *registry.Client
-	packer  *image.Packer
+	mode     rootless.Mode
+	offline  bool
+	blobs    *blob.Store
+	segments *compress.SegmentCache
+	layers   *snapshot.Store
+	images   *image.Store
+	client   *registry.Client
+	packer   *image.Packer
 	// connector opens remote caches.
 	connector *connect.Connector
 
@@ -133,28 +133,16 @@ func openStore(e *env, o registryOptions) (_ *store, err error) {
 		return nil, err
 	}
 	s.connector.Registry = s.client
-	segments, err := compress.OpenSegments(root.Path("segments"))
-	if err != nil {
-		return nil, err
-	}
-	s.packer = &image.Packer{Layers: s.layers, Blobs: s.blobs, Segments: segments}
+	s.packer = &image.Packer{Layers: s.layers, Blobs: s.blobs, Segments: s.segments}
 	return s, nil
 }
 
 // open opens blobs, layers and images of the root.
-func (s *store) open(e *env) error {
-	tmp, err := s.TempDir("blobs-")
-	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EROFS) {
-		// Who wants to free some space needs none, and a store that can't be
-		// written to can be listed.
-		tmp, err = s.Path("tmp"), nil
-	}
-	if err != nil {
+func (s *store) open(e *env) (err error) {
+	if s.blobs, err = blob.Open(s.Path("blobs"), s.TempFile); err != nil {
 		return err
 	}
-	if s.blobs, err = blob.Open(s.Path("blobs"), tmp); err != nil {
-		return err
-	}
+	s.segments = compress.OpenSegments(s.Path("segments"), s.Path("blobs", "sha256"), s.TempFile)
 	driver, err := chooseDriver(e.getenv("STRAKE_DRIVER"), s.mode)
 	if err != nil {
 		return err
@@ -257,7 +245,7 @@ func (s *store) builder(o sandboxOptions, e *env) (*builder.Builder, error) {
 	if err != nil {
 		return nil, err
 	}
-	http, err := httpsource.Open(s.Path("http"), httpsource.Options{UserAgent: "strake/" + version(), Offline: s.offline})
+	http, err := httpsource.Open(s.Path("http"), httpsource.Options{UserAgent: "strake/" + version(), TempFile: s.TempFile, Offline: s.offline})
 	if err != nil {
 		return nil, err
 	}

@@ -20,6 +20,8 @@ const maxBoardLog = 32 << 20
 // stream, and shows it to any number of listeners, those who come late too.
 type board struct {
 	job string
+	// record keeps events for the record of the build; nil: there is none.
+	record progress.Func
 
 	mu       sync.Mutex
 	entries  []*controlapi.StatusResponse
@@ -148,6 +150,9 @@ func (b *board) warn(w *controlapi.VertexWarning) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.counts.warnings++
+	if b.record != nil {
+		b.record(progress.Event{Time: time.Now(), Kind: progress.Warning, Text: string(w.Short), URL: w.Url})
+	}
 	b.add(&controlapi.StatusResponse{Warnings: []*controlapi.VertexWarning{w}})
 }
 
@@ -158,23 +163,21 @@ func (b *board) all() ([]*controlapi.StatusResponse, counts) {
 	return b.entries, b.counts
 }
 
-// event is a progress.Func, for the vertices of one run: scope tells them from
-// those of others.
-func (b *board) event(scope string) progress.Func {
-	return func(e progress.Event) { b.take(scope+e.Vertex, e) }
-}
-
-func (b *board) take(id string, e progress.Event) {
+// event is a progress.Func.
+func (b *board) event(e progress.Event) {
 	if e.Time.IsZero() {
 		e.Time = time.Now()
 	}
 	at := timestamppb.New(e.Time)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	s, ok := b.vertices[id]
+	if b.record != nil {
+		b.record(e)
+	}
+	s, ok := b.vertices[e.Vertex]
 	if !ok {
-		s = &vertexState{v: &controlapi.Vertex{Digest: b.vertexDigest(id)}, statuses: map[string]*controlapi.VertexStatus{}}
-		b.vertices[id] = s
+		s = &vertexState{v: &controlapi.Vertex{Digest: b.vertexDigest(e.Vertex)}, statuses: map[string]*controlapi.VertexStatus{}}
+		b.vertices[e.Vertex] = s
 		b.counts.total++
 	}
 	if e.Name != "" {

@@ -43,6 +43,7 @@ import (
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/registry"
 	"github.com/strake-build/strake/state"
+	"github.com/strake-build/strake/state/builds"
 )
 
 // Options is what a Server works with.
@@ -86,6 +87,7 @@ type Server struct {
 	jobs    map[string]*job
 	waiting map[string]chan struct{} // closed when the job is there
 	history *history
+	builds  *builds.Store
 	// stopping is closed when the server is.
 	stopping chan struct{}
 }
@@ -117,6 +119,7 @@ func New(o Options) (*Server, error) {
 		return nil, err
 	}
 	s.contexts.root = o.Root
+	s.builds = builds.Open(o.Root, builds.Limits{})
 	if s.history, err = openHistory(o.Root, func(err error) { o.Log.Warn(err.Error()) }); err != nil {
 		return nil, err
 	}

@@ -19,10 +19,6 @@ import (
 // openCaches opens the remote caches that the client names. As in BuildKit,
 // attributes that mean nothing are passed over.
 func (j *job) openCaches() error {
-	report := j.board.event("")
-	warn := func(err error) {
-		report(progress.Event{Time: time.Now(), Kind: progress.Warning, Text: err.Error()})
-	}
 	j.caches = &connect.Caches{}
 	if j.store.Caches == nil {
 		return nil
@@ -44,26 +40,36 @@ func (j *job) openCaches() error {
 		}
 		to = append(to, remote.Spec{Type: e.GetType(), Attrs: attrs})
 	}
-	j.caches, err = j.store.Caches.Open(j.ctx, here(from, warn), here(to, warn), connect.Store{Layers: j.store.Builder.Layers, Packer: j.store.Packer, Guard: j.guard}, warn, report)
+	j.store.Caches.Local = j.clientCache
+	s := connect.Store{Layers: j.store.Builder.Layers, Packer: j.store.Packer, Guard: j.guard}
+	j.caches, err = j.store.Caches.Open(j.ctx, j.importable(from), to, s, j.warn, j.board.event)
 	if err != nil {
 		j.caches = &connect.Caches{}
 		return err
 	}
 	j.request.CacheFrom, j.request.CacheTo = j.caches.From, j.caches.To
+	j.request.BuildKitFrom, j.request.BuildKitTo = j.caches.BuildKitFrom, j.caches.BuildKitTo
 	return nil
 }
 
-// here drops the caches that only the client could reach: a directory of its
-// own.
-func here(specs []remote.Spec, warn func(error)) (kept []remote.Spec) {
+// importable opens the directories of the client among the caches to read. One
+// that can't be read is passed over, like any other cache.
+func (j *job) importable(specs []remote.Spec) (kept []remote.Spec) {
 	for _, s := range specs {
 		if s.Type == remote.TypeLocal {
-			warn(fmt.Errorf("cache %s is not used: directories of the client are no places for caches; strake build takes them", s))
-			continue
+			if _, err := j.clientCache(s); err != nil {
+				j.warn(fmt.Errorf("cache %s is not used: %w", s, err))
+				continue
+			}
 		}
 		kept = append(kept, s)
 	}
 	return kept
+}
+
+// warn tells the client of something that is no failure.
+func (j *job) warn(err error) {
+	j.board.event(progress.Event{Time: time.Now(), Kind: progress.Warning, Text: err.Error()})
 }
 
 func (j *job) cacheExports() []*controlapi.CacheOptionsEntry {

@@ -142,7 +142,7 @@ func (j *job) local(spec localSpec) (name string, l *local) {
 func (j *job) sync(l *local, vertex string, internal bool) error {
 	l.once.Do(func() {
 		id := "local " + l.spec.key()
-		report := j.board.event("")
+		report := j.board.event
 		report(progress.Event{Kind: progress.Start, Vertex: id, Name: vertex, Internal: internal})
 		l.err = j.transfer(l, func(size int, last bool) {
 			e := progress.Event{Kind: progress.Status, Vertex: id, ID: "transferring " + l.spec.name + ":", Action: "transferring", Current: int64(size)}

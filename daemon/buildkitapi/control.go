@@ -75,9 +75,13 @@ func (s *Server) Solve(ctx context.Context, req *controlapi.SolveRequest) (_ *co
 	}
 	defer s.dropJob(j)
 	defer j.board.close()
+	j.beginRecord()
 	rec := s.history.started(j)
 	var response map[string]string
-	defer func() { s.history.ended(j, rec, response, err) }()
+	defer func() {
+		s.history.ended(j, rec, response, err)
+		j.endRecord(response, err)
+	}()
 	response, err = j.solve()
 	if err != nil {
 		return nil, clientError(ended(ctx, err))
@@ -94,7 +98,8 @@ func (j *job) solve() (map[string]string, error) {
 		return nil, err
 	}
 	response, err := j.buildAndExport(outputs)
-	if ferr := j.caches.Finish(j.ctx); err == nil {
+	response, ferr := j.finishCaches(response)
+	if err == nil {
 		err = ferr
 	}
 	return response, err

@@ -601,7 +601,7 @@ func (f *dockerfile) namedContext(name, value string) (parser.Context, error) {
 
 // resolve looks a base image up, telling of it.
 func (j *job) resolve(ctx context.Context, ref string, p ocispec.Platform, pull bool) (builder.Base, error) {
-	report := j.board.event("")
+	report := j.board.event
 	id := "metadata " + ref + " " + platforms.FormatAll(p)
 	report(progress.Event{Kind: progress.Start, Time: time.Now(), Vertex: id, Name: "[internal] load metadata for " + ref, Internal: true})
 	b, err := j.store.Builder.Resolve(ctx, ref, p, pull)

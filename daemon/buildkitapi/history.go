@@ -21,6 +21,7 @@ import (
 
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/state"
+	"github.com/strake-build/strake/state/builds"
 )
 
 // The history is history/ of the store:
@@ -68,7 +69,7 @@ func openHistory(root *state.Root, warn func(error)) (*history, error) {
 	if err != nil {
 		return nil, err
 	}
-	if h.blobs, err = blob.Open(root.Path("history", "blobs"), tmp); err != nil {
+	if h.blobs, err = blob.Open(root.Path("history", "blobs"), blob.TempIn(tmp)); err != nil {
 		return nil, err
 	}
 	entries, err := os.ReadDir(dir)
@@ -180,7 +181,7 @@ func (h *history) path(r *controlapi.BuildHistoryRecord) string {
 func (h *history) write(r *controlapi.BuildHistoryRecord) {
 	data, err := r.MarshalVT()
 	if err == nil {
-		err = state.WriteFile(h.path(r), data, 0o600, false)
+		err = h.root.WriteFile(h.path(r), data, 0o600, false)
 	}
 	if err != nil {
 		h.warn(fmt.Errorf("history of build %s: %w", r.Ref, err))
@@ -236,10 +237,11 @@ func (s *Server) ListenBuildHistory(req *controlapi.BuildHistoryRequest, stream 
 	if err := stream.SendHeader(nil); err != nil {
 		return err
 	}
-	match, err := historyFilters(req.Filter)
+	filter, err := builds.ParseFilters(req.Filter)
 	if err != nil {
-		return err
+		return status.Error(codes.InvalidArgument, err.Error())
 	}
+	match := func(r *controlapi.BuildHistoryRecord) bool { return filter(recordOf(r)) }
 	if req.Limit < 0 {
 		return status.Errorf(codes.InvalidArgument, "invalid limit %d", req.Limit)
 	}
@@ -314,18 +316,20 @@ func (s *Server) UpdateBuildHistory(_ context.Context, req *controlapi.UpdateBui
 		return nil, status.Errorf(codes.FailedPrecondition, "build %s has not ended", req.Ref)
 	case req.Delete:
 		h.remove(i)
+		err = s.withRecord(req.Ref, s.builds.Remove)
 	default:
 		r.Pinned = req.Pinned
 		h.write(r)
 		h.event(controlapi.BuildHistoryEventType_COMPLETE, r)
+		err = s.withRecord(req.Ref, func(b builds.Record) error { return s.builds.Pin(b, req.Pinned) })
 	}
-	return &controlapi.UpdateBuildHistoryResponse{}, nil
+	return &controlapi.UpdateBuildHistoryResponse{}, err
 }
 
 // started makes the record of a build.
 func (h *history) started(j *job) *controlapi.BuildHistoryRecord {
 	r := &controlapi.BuildHistoryRecord{
-		Ref: j.ref, Frontend: j.req.Frontend, FrontendAttrs: j.req.FrontendAttrs, Exporters: j.req.Exporters, CreatedAt: timestamppb.Now(),
+		Ref: j.ref, Frontend: j.req.Frontend, FrontendAttrs: j.recordedAttrs(), Exporters: j.req.Exporters, CreatedAt: timestamppb.Now(),
 	}
 	if j.req.Internal {
 		return r

@@ -34,6 +34,7 @@ import (
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/policy"
+	"github.com/strake-build/strake/state/builds"
 )
 
 // Keys of a result's metadata, and of what a Solve responds.
@@ -62,6 +63,7 @@ type job struct {
 	req     *controlapi.SolveRequest
 	allow   map[string]bool
 	board   *board
+	record  *builds.Build // nil if it can't be kept
 	guard   *leak.Guard
 	store   *Store
 
@@ -74,7 +76,8 @@ type job struct {
 	// policies decide what may be fetched.
 	policies []*policy.Policy
 
-	caches *connect.Caches
+	caches       *connect.Caches
+	clientCaches map[string]*clientCache // by path
 
 	mu      sync.Mutex
 	request builder.Request    // of which only what caches do to it is set
@@ -128,7 +131,7 @@ type result struct {
 func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job, error) {
 	j := &job{
 		guard: &leak.Guard{},
-		s:     s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref), caches: &connect.Caches{},
+		s:     s, ref: req.Ref, session: req.Session, req: req, board: newBoard(req.Ref), caches: &connect.Caches{}, clientCaches: map[string]*clientCache{},
 		allow: map[string]bool{}, refs: map[string]*reference{}, locals: map[string]*local{},
 		ssh: map[string]string{}, returned: make(chan returned, 1), id: identity.NewID(), started: s.now(), users: 1,
 	}
@@ -336,11 +339,12 @@ func (j *job) run(refs []*reference) ([]builder.Result, error) {
 	scope := fmt.Sprintf("run%d/", j.runs)
 	j.mu.Unlock()
 	request := j.builderRequest()
-	request.Build, request.Locals, request.Secret, request.Guard, request.SSH, request.Progress = build, locals, j.secret, j.guard, j.agent, j.board.event(scope)
+	request.Build, request.Locals, request.Secret, request.Guard, request.SSH, request.Progress = build, locals, j.secret, j.guard, j.agent, j.board.event
+	request.Scope, request.Record = scope, j.record
 	results, err := j.store.Builder.Build(j.ctx, request)
 	var step *builder.StepError
 	if errors.As(err, &step) {
-		err = errdefs.WrapVertex(err, digest.Digest(j.board.vertexDigest(scope+step.Vertex)))
+		err = errdefs.WrapVertex(err, digest.Digest(j.board.vertexDigest(step.Vertex)))
 	}
 	return results, err
 }
@@ -412,6 +416,9 @@ func (j *job) images(res *result) ([]export.Image, error) {
 		}
 	}
 	if err := j.evaluate(refs...); err != nil {
+		return nil, err
+	}
+	if err := j.keepImported(refs); err != nil {
 		return nil, err
 	}
 	var out []export.Image

@@ -142,6 +142,9 @@ func (e *execMounts) mount(m *pb.Mount) error {
 		return err
 	}
 	out := plan.Mount{Target: path.Join("/", m.Dest), Input: in, Source: m.Selector, Readonly: m.Readonly}
+	if path.IsAbs(m.Dest) && m.Dest != out.Target {
+		out.Given = m.Dest
+	}
 	switch m.MountType {
 	case pb.MountType_BIND:
 		out.Type = plan.MountBind

@@ -328,8 +328,7 @@ func startServer(t *testing.T, log io.Writer) *grpc.ClientConn {
 	index, err := source.OpenIndex(root.Path("index"))
 	must(err)
 	t.Cleanup(func() { index.Close() })
-	segments, err := compress.OpenSegments(root.Path("segments"))
-	must(err)
+	segments := compress.OpenSegments(root.Path("segments"), root.Path("blobs", "sha256"), root.TempFile)
 	client, err := registry.New(registry.Options{ConfigDir: t.TempDir()})
 	must(err)
 	runner, err := linux.New(linux.Options{})
@@ -340,11 +339,7 @@ func startServer(t *testing.T, log io.Writer) *grpc.ClientConn {
 	whole := &builder.Builder{Root: root, Cache: records, Index: index, Slots: 4, Runner: runner, Network: sandboxes}
 	open := func(ask registry.Credentials) (*Store, error) {
 		own := root.Share()
-		tmp, err := own.TempDir("blobs")
-		if err != nil {
-			return nil, err
-		}
-		blobs, err := blob.Open(own.Path("blobs"), tmp)
+		blobs, err := blob.Open(own.Path("blobs"), own.TempFile)
 		if err != nil {
 			return nil, err
 		}

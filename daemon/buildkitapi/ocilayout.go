@@ -2,6 +2,7 @@ package buildkitapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -70,6 +71,8 @@ func clientBlob(ctx context.Context, cs content.Provider, desc ocispec.Descripto
 	}{io.NewSectionReader(ra, 0, ra.Size()), ra}, nil
 }
 
+var errDamaged = errors.New("the content does not have this digest")
+
 // document reads a small blob of the client and checks it.
 func document(ctx context.Context, cs content.Provider, desc ocispec.Descriptor) ([]byte, error) {
 	ra, err := cs.ReaderAt(ctx, desc)
@@ -85,7 +88,7 @@ func document(ctx context.Context, cs content.Provider, desc ocispec.Descriptor)
 		return nil, err
 	}
 	if digest.FromBytes(data) != desc.Digest {
-		return nil, fmt.Errorf("%s: the content does not have this digest", desc.Digest)
+		return nil, fmt.Errorf("%s: %w", desc.Digest, errDamaged)
 	}
 	return data, nil
 }

@@ -222,7 +222,7 @@ func (j *job) export(res *result, outputs []output) (map[string]string, error) {
 func (j *job) deliver(res *result, images []export.Image, o output) (map[string]any, error) {
 	b := j.store.Builder
 	o.Pack.Guard = j.guard
-	x := export.Exporter{Packer: j.store.Packer, Images: b.Images, Layers: b.Layers, Registry: b.Registry, Progress: j.board.event("")}
+	x := export.Exporter{Packer: j.store.Packer, Images: b.Images, Layers: b.Layers, Registry: b.Registry, Progress: j.board.event}
 	switch o.Type {
 	case export.TypeImage:
 		return x.Export(j.ctx, images, o.Output)
@@ -259,7 +259,7 @@ func (j *job) deliver(res *result, images []export.Image, o output) (map[string]
 
 // local2client copies results to a directory of the client.
 func (j *job) local2client(res *result, images []export.Image, o output) (err error) {
-	report := j.board.event("")
+	report := j.board.event
 	id := fmt.Sprintf("export %d", o.id)
 	report(progress.Event{Kind: progress.Start, Vertex: id, Name: "exporting to client directory"})
 	defer func() {

@@ -65,10 +65,11 @@ var recordTypes = map[gc.Type]string{
 	gc.TypeContext: "source.local",
 }
 
-// usageRecord is an entry in BuildKit's form; nil if that has none for it.
+// usageRecord is an entry in BuildKit's form; nil if that has none for it: what
+// is listed is build cache, and what only images need is not.
 func usageRecord(e gc.Entry) *controlapi.UsageRecord {
 	t, ok := recordTypes[e.Type]
-	if !ok {
+	if !ok || e.Image && !e.Cache {
 		return nil
 	}
 	u := &controlapi.UsageRecord{

@@ -101,32 +101,6 @@ func TestKilledInRun(t *testing.T) {
 	}
 }
 
-// TestKilledAnywhere kills builds at random times, and builds to the end.
-func TestKilledAnywhere(t *testing.T) {
-	t.Parallel()
-	testbed.NeedRoot(t)
-	host := testbed.NewRegistry(t)
-	context := testbed.Write(t, buildFiles(testbed.Busybox(t, host)))
-	ref := host + "/out:killed"
-	s := testbed.NewStore(t)
-	for i := range 15 {
-		cmd := s.Command("build", "-t", ref, "--push", context)
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(time.Duration(5+i*12) * time.Millisecond)
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}
-	s.Run("build", "-t", ref, "--push", context)
-	fresh := testbed.NewStore(t)
-	fresh.Run("build", "-t", host+"/out:fresh", "--push", context)
-	if got, want := testbed.DigestOf(t, ref), testbed.DigestOf(t, host+"/out:fresh"); got != want {
-		t.Errorf("digest after kills %s, want %s", got, want)
-	}
-	s.Run("check", "--read-data")
-}
-
 // TestInterrupted stops a build as Ctrl-C does.
 func TestInterrupted(t *testing.T) {
 	t.Parallel()

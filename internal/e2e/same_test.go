@@ -10,31 +10,6 @@ import (
 	"github.com/strake-build/strake/internal/testbed"
 )
 
-// buildFiles is a build with steps of every kind.
-func buildFiles(base string) map[string]string {
-	return map[string]string{
-		"Dockerfile": "FROM " + base + ` AS build
-ARG VERSION=1
-ENV NAME=value
-WORKDIR /src
-COPY . .
-RUN mkdir -p /out/sub && cp a.txt /out/ && ln -s a.txt /out/link && ln /out/a.txt /out/hard && chmod 4755 /out/a.txt && date > /tmp/now && rm /tmp/now
-RUN rm /etc/group && mkdir /gone && rmdir /gone && touch /src/dir/b.txt
-FROM ` + base + `
-RUN rm -r /var && mkdir /var && echo new > /var/file
-COPY --from=build --chown=1000:1000 /out /opt/out
-COPY --chmod=0600 dir /data/dir/
-USER user
-CMD ["sh", "-c", "cat /opt/out/a.txt"]
-`,
-		"a.txt":         "a\n",
-		"dir/b.txt":     "b\n",
-		"dir/c/d.txt":   "d\n",
-		".dockerignore": "ignored\n",
-		"ignored":       "not there\n",
-	}
-}
-
 // TestSameImageEverywhere builds one context on several roots, with one slot
 // and with many, as root and as ordinary users, at other times: the digest must
 // be the same.
@@ -47,7 +22,7 @@ func TestSameImageEverywhere(t *testing.T) {
 	want := ""
 	build := func(label string, s *testbed.Store, flags ...string) {
 		t.Helper()
-		context := testbed.Write(t, buildFiles(base))
+		context := testbed.Write(t, testbed.BuildFiles(base))
 		if err := os.Chmod(context, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -88,7 +63,7 @@ func TestSecondBuildReadsNothing(t *testing.T) {
 	testbed.NeedRoot(t)
 	strace := testbed.NeedTool(t, "strace", "strace")
 	host := testbed.NewRegistry(t)
-	context := testbed.Write(t, buildFiles(testbed.Busybox(t, host)))
+	context := testbed.Write(t, testbed.BuildFiles(testbed.Busybox(t, host)))
 	s := testbed.NewStore(t)
 	s.Run("build", "-t", "app", context)
 	// Files hashed in the instant of their last change are not trusted.

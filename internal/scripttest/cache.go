@@ -14,11 +14,10 @@ import (
 	"sync"
 
 	"github.com/google/go-containerregistry/pkg/registry"
-	"github.com/johannesboyne/gofakes3"
-	"github.com/johannesboyne/gofakes3/backend/s3mem"
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/strake-build/strake/cache/remote/gha/ghatest"
+	"github.com/strake-build/strake/cache/remote/s3/s3test"
 )
 
 // meter notes the requests that a server answers.
@@ -88,32 +87,40 @@ var meters sync.Map // of *meter, by script and variable
 // startRegistry runs a registry with its blobs in a directory.
 func startRegistry(ts *testscript.TestScript, neg bool, args []string) {
 	one(ts, neg, args, "registry VAR")
-	dir, err := os.MkdirTemp("", "strake-registry-")
-	ts.Check(err)
-	ts.Defer(func() { _ = os.RemoveAll(dir) })
+	dir := tempDir(ts, "strake-registry-")
 	s := serve(ts, args[0], dir, registry.New(registry.Logger(log.New(io.Discard, "", 0)), registry.WithBlobHandler(registry.NewDiskBlobHandler(dir))))
 	ts.Setenv(args[0], strings.TrimPrefix(s.URL, "http://"))
+}
+
+// tempDir makes a directory that goes when the script has ended.
+func tempDir(ts *testscript.TestScript, pattern string) string {
+	dir, err := os.MkdirTemp("", pattern)
+	ts.Check(err)
+	ts.Defer(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 // startS3 runs an S3 server with the bucket "cache", and sets credentials for it.
 func startS3(ts *testscript.TestScript, neg bool, args []string) {
 	one(ts, neg, args, "s3 VAR")
-	backend := s3mem.New()
-	ts.Check(backend.CreateBucket("cache"))
-	s := serve(ts, args[0], "", gofakes3.New(backend).Server())
+	h, stop, err := s3test.Start(tempDir(ts, "strake-s3-"))
+	ts.Check(err)
+	ts.Defer(func() { ts.Check(stop()) })
+	s := serve(ts, args[0], "", h)
 	ts.Setenv(args[0], s.URL)
-	ts.Setenv("AWS_ACCESS_KEY_ID", "id")
-	ts.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+	ts.Setenv("AWS_ACCESS_KEY_ID", s3test.ID)
+	ts.Setenv("AWS_SECRET_ACCESS_KEY", s3test.Secret)
 }
 
 // startGHA runs a stand-in for the cache service of GitHub Actions, and sets the
 // variables that a workflow has.
 func startGHA(ts *testscript.TestScript, neg bool, args []string) {
 	one(ts, neg, args, "gha VAR")
-	dir, err := os.MkdirTemp("", "strake-gha-")
+	dir := tempDir(ts, "strake-gha-")
+	h, stop, err := ghatest.Start(dir)
 	ts.Check(err)
-	ts.Defer(func() { _ = os.RemoveAll(dir) })
-	s := serve(ts, args[0], dir, &ghatest.Service{Dir: dir})
+	ts.Defer(func() { ts.Check(stop()) })
+	s := serve(ts, args[0], dir, h)
 	ts.Setenv("ACTIONS_RESULTS_URL", s.URL+"/")
 	ts.Setenv("ACTIONS_RUNTIME_TOKEN", ghatest.Token)
 }

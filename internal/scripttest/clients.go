@@ -9,10 +9,12 @@ import (
 	"sync"
 )
 
-// The clients of BuildKit's API that scripts run, built from their modules.
+// BuildKit, and the clients of its API, that scripts run, built from their
+// modules.
 var clients = map[string]struct{ module, pkg string }{
-	"buildctl": {"github.com/moby/buildkit@v0.34.2", "./cmd/buildctl"},
-	"buildx":   {"github.com/docker/buildx@v0.38.2", "./cmd/buildx"},
+	"buildctl":  {"github.com/moby/buildkit@v0.34.2", "./cmd/buildctl"},
+	"buildkitd": {"github.com/moby/buildkit@v0.34.2", "./cmd/buildkitd"},
+	"buildx":    {"github.com/docker/buildx@v0.38.2", "./cmd/buildx"},
 }
 
 // clientDir is where clients are kept between runs: building them takes a minute.

@@ -15,6 +15,8 @@
 //
 //	registry VAR              start a registry on loopback; $VAR is its address
 //	distribution VAR          likewise, Debian's docker-registry ([exec:docker-registry])
+//	buildkitd VAR REGISTRY    start BuildKit ([buildkitd], [exec:runc]); $VAR is its address. It
+//	                          speaks http to the registry
 //	busybox REF               push a small base image that has a shell
 //	validate REF|ARCHIVE      check an image as go-containerregistry does
 //	config REF|ARCHIVE        print the image configuration
@@ -31,8 +33,9 @@
 //
 // Conditions: [root], [userns] (an ordinary user may make user namespaces),
 // [sandbox] (processes can be run: root), [busybox], [static] (strake needs no
-// dynamic loader, and can run in any root), [buildctl] and [buildx] (they are
-// built from their modules, once, and are in $PATH).
+// dynamic loader, and can run in any root), [buildctl], [buildkitd] and [buildx]
+// (they are built from their modules, once, and are in $PATH), [azurite] (the
+// storage of gha is a real one; see scripts/caches).
 package scripttest
 
 import (
@@ -47,6 +50,8 @@ import (
 	"strings"
 
 	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/strake-build/strake/cache/remote/gha/ghatest"
 )
 
 // Params runs the scripts in dir.
@@ -60,6 +65,7 @@ func Params(dir string, update bool) testscript.Params {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"registry":     startRegistry,
 			"distribution": startDistribution,
+			"buildkitd":    startBuildKit,
 			"busybox":      pushBusybox,
 			"validate":     validateImage,
 			"config":       printConfig,
@@ -134,13 +140,15 @@ func condition(cond string) (bool, error) {
 	case "busybox":
 		_, err := exec.LookPath("busybox")
 		return err == nil, nil
-	case "buildctl", "buildx":
+	case "buildctl", "buildkitd", "buildx":
 		ok, err := haveClient(cond)
 		if err != nil {
 			// The script says what is not tested, this says why.
 			fmt.Fprintf(os.Stderr, "%s: %v\n", cond, err)
 		}
 		return ok, nil
+	case "azurite":
+		return os.Getenv(ghatest.Variable) != "", nil
 	case "userns":
 		return exec.Command("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "unshare", "-Ur", "true").Run() == nil, nil
 	}

@@ -160,6 +160,31 @@ func Write(t *testing.T, files map[string]string) string {
 	return dir
 }
 
+// BuildFiles is a build with steps of every kind.
+func BuildFiles(base string) map[string]string {
+	return map[string]string{
+		"Dockerfile": "FROM " + base + ` AS build
+ARG VERSION=1
+ENV NAME=value
+WORKDIR /src
+COPY . .
+RUN mkdir -p /out/sub && cp a.txt /out/ && ln -s a.txt /out/link && ln /out/a.txt /out/hard && chmod 4755 /out/a.txt && date > /tmp/now && rm /tmp/now
+RUN rm /etc/group && mkdir /gone && rmdir /gone && touch /src/dir/b.txt
+FROM ` + base + `
+RUN rm -r /var && mkdir /var && echo new > /var/file
+COPY --from=build --chown=1000:1000 /out /opt/out
+COPY --chmod=0600 dir /data/dir/
+USER user
+CMD ["sh", "-c", "cat /opt/out/a.txt"]
+`,
+		"a.txt":         "a\n",
+		"dir/b.txt":     "b\n",
+		"dir/c/d.txt":   "d\n",
+		".dockerignore": "ignored\n",
+		"ignored":       "not there\n",
+	}
+}
+
 // NewRegistry serves a registry on loopback and returns its address.
 func NewRegistry(t *testing.T) string {
 	t.Helper()
@@ -214,6 +239,12 @@ func TarFile(tw *tar.Writer, name string, mode int64, data []byte) error {
 // returns its name.
 func PushImage(t *testing.T, ref string, write func(*tar.Writer) error) string {
 	t.Helper()
+	return PushLayer(t, ref, empty.Image, write)
+}
+
+// PushLayer pushes an image with one layer more, likewise.
+func PushLayer(t *testing.T, ref string, below v1.Image, write func(*tar.Writer) error) string {
+	t.Helper()
 	var buf bytes.Buffer
 	tw := tar.NewWriter(&buf)
 	if err := errors.Join(write(tw), tw.Close()); err != nil {
@@ -223,7 +254,7 @@ func PushImage(t *testing.T, ref string, write func(*tar.Writer) error) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	img, err := mutate.AppendLayers(empty.Image, layer)
+	img, err := mutate.AppendLayers(below, layer)
 	if err != nil {
 		t.Fatal(err)
 	}

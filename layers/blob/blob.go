@@ -42,26 +42,31 @@ type Ref struct {
 // Store is a blob directory. Its methods may be called from any number of
 // goroutines and processes at once.
 type Store struct {
-	dir string // that holds the blobs by their hex digits
-	tmp string
+	dir  string // that holds the blobs by their hex digits
+	temp func(prefix string) (*os.File, error)
 
 	mu       sync.Mutex
 	unsynced map[digest.Digest]struct{} // put here since the last Sync
 }
 
 // Open opens the store at dir; it and its "sha256" are made if missing.
-// Temporary files are made in tmp, on the same file system; those of a process
-// that was killed are left for the owner of tmp to remove.
-func Open(dir, tmp string) (*Store, error) {
+// temp makes temporary files, on the same file system; those of a process that
+// was killed are left for the owner of their directory to remove.
+func Open(dir string, temp func(prefix string) (*os.File, error)) (*Store, error) {
 	s := &Store{
 		dir:      filepath.Join(dir, string(digest.SHA256)),
-		tmp:      tmp,
+		temp:     temp,
 		unsynced: map[digest.Digest]struct{}{},
 	}
 	if err := os.MkdirAll(s.dir, 0o755); err != nil {
 		return nil, err
 	}
 	return s, nil
+}
+
+// TempIn makes temporary files in a directory, for Open.
+func TempIn(dir string) func(prefix string) (*os.File, error) {
+	return func(prefix string) (*os.File, error) { return os.CreateTemp(dir, prefix+"-") }
 }
 
 // check refuses digests that blobs are not stored by. It must come before a

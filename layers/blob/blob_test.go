@@ -29,7 +29,7 @@ func open(t testing.TB) *Store {
 			t.Errorf("temporary files are left: %v, %v", left, err)
 		}
 	})
-	s, err := Open(filepath.Join(dir, "blobs"), tmp)
+	s, err := Open(filepath.Join(dir, "blobs"), TempIn(tmp))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -342,7 +342,7 @@ func TestSync(t *testing.T) {
 		}
 	}
 	// Someone else may have put it and not synced.
-	other, err := Open(filepath.Dir(s.dir), s.tmp)
+	other, err := Open(filepath.Dir(s.dir), s.temp)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -397,7 +397,7 @@ func TestProcesses(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	s, err := Open(filepath.Join(dir, "blobs"), tmp)
+	s, err := Open(filepath.Join(dir, "blobs"), TempIn(tmp))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -416,7 +416,7 @@ func TestHelperProcess(t *testing.T) {
 	if dir == "" {
 		t.Skip("not called as a helper")
 	}
-	s, err := Open(filepath.Join(dir, "blobs"), filepath.Join(dir, "tmp"))
+	s, err := Open(filepath.Join(dir, "blobs"), TempIn(filepath.Join(dir, "tmp")))
 	if err != nil {
 		t.Fatal(err)
 	}

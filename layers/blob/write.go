@@ -49,7 +49,7 @@ func (s *Store) Put(r io.Reader, d digest.Digest, size int64) (digest.Digest, in
 
 // Create begins a blob of unknown digest.
 func (s *Store) Create() (*Writer, error) {
-	f, err := os.CreateTemp(s.tmp, "blob-*")
+	f, err := s.temp("blob")
 	if err != nil {
 		return nil, err
 	}

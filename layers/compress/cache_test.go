@@ -2,64 +2,105 @@ package compress
 
 import (
 	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
 	"os"
 	"path/filepath"
 	"testing"
-	"time"
-
-	"golang.org/x/sys/unix"
 )
 
-func openCache(t *testing.T) *SegmentCache {
+// testCache is a cache with its directories of lists and blobs.
+type testCache struct {
+	*SegmentCache
+}
+
+func openCache(t testing.TB) testCache {
 	t.Helper()
-	c, err := OpenSegments(filepath.Join(t.TempDir(), "segments"))
-	if err != nil {
+	dir := t.TempDir()
+	c := testCache{OpenSegments(filepath.Join(dir, "segments"), filepath.Join(dir, "blobs"), tempIn(dir))}
+	if err := os.Mkdir(c.blobs, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	return c
 }
 
-func segments(t *testing.T, c *SegmentCache) []string {
+func tempIn(dir string) func(string) (*os.File, error) {
+	return func(pattern string) (*os.File, error) { return os.CreateTemp(dir, pattern) }
+}
+
+// again is the cache as another process sees it.
+func (c testCache) again() testCache {
+	return testCache{OpenSegments(c.dir, c.blobs, c.temp)}
+}
+
+// pack compresses data into a blob, and tells what was not there already.
+func (c testCache) pack(t testing.TB, data []byte, o Options) (packed []byte, made int) {
 	t.Helper()
-	files, err := filepath.Glob(filepath.Join(c.dir, "????????*"))
+	o.Segments = c.SegmentCache
+	var out bytes.Buffer
+	w, err := NewWriter(&out, o)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return files
+	known := len(c.places)
+	if _, err := w.Write(data); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	sum := sha256.Sum256(out.Bytes())
+	name := hex.EncodeToString(sum[:])
+	if err := os.WriteFile(filepath.Join(c.blobs, name), out.Bytes(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w.(*Writer).Keep(name)
+	return out.Bytes(), len(c.places) - known
+}
+
+// only returns the one file of a directory.
+func only(t *testing.T, dir string) string {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(dir, "*"))
+	if err != nil || len(files) != 1 {
+		t.Fatalf("%d files in %s, %v", len(files), dir, err)
+	}
+	return files[0]
 }
 
 func TestCacheDamage(t *testing.T) {
 	t.Parallel()
 	data := sample(8<<20, 20)
 	c := openCache(t)
-	o := Options{Segments: c}
-	want := pack(t, data, o)
-	files := segments(t, c)
-	if len(files) < 4 {
-		t.Fatalf("%d segments", len(files))
+	want, n := c.pack(t, data, Options{})
+	if n < 4 {
+		t.Fatalf("%d segments", n)
 	}
-	for name, damage := range map[string]func([]byte) []byte{
-		"flipped":   func(b []byte) []byte { b[len(b)/2] ^= 1; return b },
-		"zeros":     func(b []byte) []byte { return make([]byte, len(b)) },
-		"truncated": func(b []byte) []byte { return b[:len(b)-1] },
-		"short":     func(b []byte) []byte { return b[:3] },
-		"empty":     func([]byte) []byte { return nil },
-		"huge":      func([]byte) []byte { return make([]byte, 3*maxSegment) },
-		"swapped":   func([]byte) []byte { b, _ := os.ReadFile(files[1]); return b },
-	} {
-		good, err := os.ReadFile(files[0])
-		if err != nil {
-			t.Fatal(err)
-		}
-		if err := os.WriteFile(files[0], damage(bytes.Clone(good)), 0o600); err != nil {
-			t.Fatal(err)
-		}
-		if !bytes.Equal(pack(t, data, o), want) {
-			t.Errorf("%s: other bytes", name)
-		}
-		again, err := os.ReadFile(files[0])
-		if err != nil || !bytes.Equal(again, good) {
-			t.Errorf("%s: the segment was not stored again", name)
+	for _, dir := range []string{c.dir, c.blobs} {
+		for name, damage := range map[string]func([]byte) []byte{
+			"flipped":   func(b []byte) []byte { b[len(b)/2] ^= 1; return b },
+			"zeros":     func(b []byte) []byte { return make([]byte, len(b)) },
+			"truncated": func(b []byte) []byte { return b[:len(b)-100] },
+			"short":     func(b []byte) []byte { return b[:3] },
+			"empty":     func([]byte) []byte { return nil },
+			"huge":      func([]byte) []byte { return make([]byte, maxList+1) },
+			"moved":     func(b []byte) []byte { return append([]byte("x"), b...) },
+		} {
+			file := only(t, dir)
+			good, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := os.WriteFile(file, damage(bytes.Clone(good)), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := c.again().pack(t, data, Options{}); !bytes.Equal(got, want) {
+				t.Errorf("%s: other bytes", name)
+			}
+			again, err := os.ReadFile(file)
+			if err != nil || !bytes.Equal(again, good) {
+				t.Errorf("%s: the list or blob was not stored again", name)
+			}
 		}
 	}
 }
@@ -68,19 +109,13 @@ func TestCacheKeys(t *testing.T) {
 	t.Parallel()
 	data := sample(3<<20, 21)
 	c := openCache(t)
-	n := 0
 	for _, o := range []Options{{}, {Level: 1}, {Algorithm: Zstd}, {Algorithm: Zstd, Level: 1}} {
-		o.Segments = c
-		pack(t, data, o)
-		if now := len(segments(t, c)); now <= n {
+		if _, n := c.pack(t, data, o); n == 0 {
 			t.Errorf("%+v found segments of other options", o)
-		} else {
-			n = now
 		}
 	}
-	pack(t, data, Options{Level: 5, Segments: c}) // is the default
-	if now := len(segments(t, c)); now != n {
-		t.Errorf("the default level has %d segments of its own", now-n)
+	if _, n := c.pack(t, data, Options{Level: 5}); n != 0 { // is the default
+		t.Errorf("the default level has %d segments of its own", n)
 	}
 }
 
@@ -88,12 +123,55 @@ func TestCacheReuse(t *testing.T) {
 	t.Parallel()
 	data := sample(16<<20, 22)
 	c := openCache(t)
-	pack(t, data, Options{Level: 1, Segments: c})
-	n := len(segments(t, c))
+	c.pack(t, data, Options{Level: 1})
 	copy(data[5<<20:], "changed")
-	pack(t, data, Options{Level: 1, Segments: c})
-	if more := len(segments(t, c)) - n; more < 1 || more > 3 {
-		t.Errorf("a change of 7 bytes made %d new segments of %d", more, n)
+	c = c.again()
+	c.load()
+	want := pack(t, data, Options{Level: 1})
+	got, n := c.pack(t, data, Options{Level: 1})
+	if n < 1 || n > 3 {
+		t.Errorf("a change of 7 bytes made %d new segments of %d", n, len(c.places))
+	}
+	if !bytes.Equal(got, want) {
+		t.Error("other bytes with segments of another blob")
+	}
+}
+
+// What is read is what the checksum is of, not what the encoder gives.
+func TestCacheReads(t *testing.T) {
+	t.Parallel()
+	data := sample(1<<20, 26)
+	c := openCache(t)
+	c.pack(t, data, Options{})
+	for k, p := range c.places {
+		got, ok := c.get(k, []byte("before"))
+		if !ok || len(got) != len("before")+int(p.size) || string(got[:6]) != "before" || checksum(k, got[6:]) != p.sum {
+			t.Errorf("segment at %d: %d bytes, %v", p.offset, len(got), ok)
+		}
+	}
+	if err := os.Remove(only(t, c.blobs)); err != nil {
+		t.Fatal(err)
+	}
+	for k := range c.places {
+		if _, ok := c.get(k, nil); ok {
+			t.Error("a segment of a blob that is gone")
+		}
+	}
+}
+
+// The list of a blob that is gone goes with it.
+func TestCacheOfNoBlob(t *testing.T) {
+	t.Parallel()
+	data := sample(1<<20, 24)
+	c := openCache(t)
+	c.pack(t, data, Options{})
+	list := only(t, c.dir)
+	if err := os.Remove(only(t, c.blobs)); err != nil {
+		t.Fatal(err)
+	}
+	c.again().load()
+	if _, err := os.Stat(list); !os.IsNotExist(err) {
+		t.Errorf("the list is still there (%v)", err)
 	}
 }
 
@@ -102,90 +180,9 @@ func TestCacheGone(t *testing.T) {
 	t.Parallel()
 	data := sample(3<<20, 23)
 	c := openCache(t)
-	if err := os.RemoveAll(c.dir); err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(pack(t, data, Options{Segments: c}), pack(t, data, Options{})) {
-		t.Error("other bytes")
-	}
-}
-
-func TestPrune(t *testing.T) {
-	t.Parallel()
-	c := openCache(t)
-	pack(t, sample(8<<20, 24), Options{Level: 1, Segments: c})
-	files := segments(t, c)
-	for i, f := range files {
-		old := time.Now().Add(-time.Duration(10+i) * time.Hour)
-		if err := os.Chtimes(f, old, old); err != nil {
-			t.Fatal(err)
-		}
-	}
-	size, err := c.Size()
-	if err != nil || size == 0 {
-		t.Fatal(size, err)
-	}
-	last, err := os.Stat(files[len(files)-1])
-	if err != nil {
-		t.Fatal(err)
-	}
-	freed, err := c.Prune(size - 1)
-	if err != nil || freed != last.Size() {
-		t.Errorf("freed %d, %v; want %d of the one longest not used", freed, err, last.Size())
-	}
-	if left := segments(t, c); len(left) != len(files)-1 {
-		t.Errorf("%d segments of %d are left", len(left), len(files))
-	}
-	if freed, err := c.Prune(size); freed != 0 || err != nil {
-		t.Errorf("Prune with room freed %d, %v", freed, err)
-	}
-	if _, err := c.Prune(0); err != nil {
-		t.Error(err)
-	}
-	if size, err := c.Size(); size != 0 || err != nil {
-		t.Errorf("%d bytes after Prune(0), %v", size, err)
-	}
-}
-
-// Reading a segment makes it count as used.
-func TestTouch(t *testing.T) {
-	t.Parallel()
-	c := openCache(t)
-	data := sample(1000, 25)
-	pack(t, data, Options{Segments: c})
-	f := segments(t, c)[0]
-	old := time.Now().Add(-2 * touchAfter)
-	if err := os.Chtimes(f, old, old); err != nil {
-		t.Fatal(err)
-	}
-	pack(t, data, Options{Segments: c})
-	if fi, err := os.Stat(f); err != nil || time.Since(fi.ModTime()) > touchAfter {
-		t.Errorf("the segment was not touched (%v)", err)
-	}
-}
-
-func TestCleanTemp(t *testing.T) {
-	t.Parallel()
-	c := openCache(t)
-	living, err := os.CreateTemp(c.tmp(), "")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer living.Close()
-	if err := unix.Flock(int(living.Fd()), unix.LOCK_EX); err != nil {
-		t.Fatal(err)
-	}
-	dead := filepath.Join(c.tmp(), "dead")
-	if err := os.WriteFile(dead, []byte("half"), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := OpenSegments(c.dir); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(dead); !os.IsNotExist(err) {
-		t.Errorf("the file of a dead process is still there (%v)", err)
-	}
-	if _, err := os.Stat(living.Name()); err != nil {
-		t.Error("the file of a living process is gone")
+	c.temp = tempIn(filepath.Join(t.TempDir(), "missing"))
+	got, n := c.pack(t, data, Options{})
+	if n != 0 || !bytes.Equal(got, pack(t, data, Options{})) {
+		t.Errorf("%d segments kept, or other bytes", n)
 	}
 }

@@ -87,9 +87,9 @@ const (
 // with that many.
 const maxWorkers = 16
 
-// NewWriter compresses to w. Memory is bounded by Workers × the segment size.
-// Close flushes and ends the stream; it does not close w. It must be called
-// after errors too.
+// NewWriter compresses to w; the result is a *Writer, but for None. Memory is
+// bounded by Workers × the segment size. Close flushes and ends the stream; it
+// does not close w. It must be called after errors too.
 func NewWriter(w io.Writer, o Options) (io.WriteCloser, error) {
 	if o.Algorithm == "" {
 		o.Algorithm = Gzip

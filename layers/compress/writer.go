@@ -13,6 +13,8 @@ import (
 type segment struct {
 	raw  []byte
 	out  []byte
+	key  segmentKey // if there is a cache
+	sum  uint32     // of out, likewise
 	err  error
 	done chan struct{} // gets a value when out or err is there
 }
@@ -25,9 +27,9 @@ type frame interface {
 	tail() []byte
 }
 
-// writer cuts in the caller's goroutine, compresses in workers and writes in
-// the goroutine emit.
-type writer struct {
+// Writer compresses a stream. It cuts in the caller's goroutine, compresses in
+// workers and writes in the goroutine emit.
+type Writer struct {
 	w          io.Writer
 	frame      frame
 	newEncoder func() (encoder, error)
@@ -42,14 +44,18 @@ type writer struct {
 	workers int // that may still be started
 	wg      sync.WaitGroup
 	closed  bool
+	list    []record // of the segments written, if there is a cache
 
 	mu  sync.Mutex
 	err error // the first
 }
 
-func newWriter(w io.Writer, f frame, newEncoder func() (encoder, error), workers int, cache *SegmentCache, id string) *writer {
+func newWriter(w io.Writer, f frame, newEncoder func() (encoder, error), workers int, cache *SegmentCache, id string) *Writer {
 	n := workers + 2 // one is being filled, one written
-	z := &writer{
+	if cache != nil {
+		cache.load()
+	}
+	z := &Writer{
 		w:          w,
 		frame:      f,
 		newEncoder: newEncoder,
@@ -67,7 +73,7 @@ func newWriter(w io.Writer, f frame, newEncoder func() (encoder, error), workers
 	return z
 }
 
-func (z *writer) Write(p []byte) (int, error) {
+func (z *Writer) Write(p []byte) (int, error) {
 	if z.closed {
 		return 0, fs.ErrClosed
 	}
@@ -90,7 +96,7 @@ func (z *writer) Write(p []byte) (int, error) {
 }
 
 // submit hands the segment over to a worker.
-func (z *writer) submit() {
+func (z *Writer) submit() {
 	z.order <- z.seg
 	z.jobs <- z.seg
 	z.seg = nil
@@ -100,8 +106,17 @@ func (z *writer) submit() {
 	}
 }
 
-// Close may be called twice.
-func (z *writer) Close() error {
+// Keep tells the segment cache that what was written, from the first byte to the
+// last, is the blob of this name in its directory of blobs. It must come after
+// Close.
+func (z *Writer) Keep(blob string) {
+	if z.cache != nil && z.failed() == nil {
+		z.cache.keep(blob, z.list)
+	}
+}
+
+// Close flushes and ends the stream. It may be called twice.
+func (z *Writer) Close() error {
 	if z.closed {
 		return z.failed()
 	}
@@ -115,13 +130,13 @@ func (z *writer) Close() error {
 	return z.failed()
 }
 
-func (z *writer) failed() error {
+func (z *Writer) failed() error {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	return z.err
 }
 
-func (z *writer) fail(err error) {
+func (z *Writer) fail(err error) {
 	z.mu.Lock()
 	defer z.mu.Unlock()
 	if z.err == nil {
@@ -130,7 +145,8 @@ func (z *writer) fail(err error) {
 }
 
 // emit writes the segments in order. After an error it only takes them away.
-func (z *writer) emit() {
+func (z *Writer) emit() {
+	offset := uint64(0)
 	write := func(p []byte) {
 		if z.failed() != nil {
 			return
@@ -138,6 +154,7 @@ func (z *writer) emit() {
 		if _, err := z.w.Write(p); err != nil {
 			z.fail(err)
 		}
+		offset += uint64(len(p))
 	}
 	write(z.frame.head())
 	for s := range z.order {
@@ -146,6 +163,9 @@ func (z *writer) emit() {
 			z.fail(s.err)
 		}
 		z.frame.add(s.raw)
+		if z.cache != nil {
+			z.list = append(z.list, record{s.key, offset, uint32(len(s.out)), s.sum})
+		}
 		write(s.out)
 		s.raw, s.out, s.err = s.raw[:0], s.out[:0], nil
 		z.free <- s
@@ -154,7 +174,7 @@ func (z *writer) emit() {
 }
 
 // work compresses segments.
-func (z *writer) work() {
+func (z *Writer) work() {
 	var enc encoder // made when a segment is not cached
 	for s := range z.jobs {
 		if z.failed() == nil {
@@ -164,15 +184,15 @@ func (z *writer) work() {
 	}
 }
 
-func (z *writer) compress(enc *encoder, s *segment) (err error) {
-	var key [sha256.Size]byte
+func (z *Writer) compress(enc *encoder, s *segment) (err error) {
 	if z.cache != nil {
 		h := sha256.New()
 		io.WriteString(h, z.id)
 		h.Write(s.raw)
-		h.Sum(key[:0])
+		h.Sum(s.key[:0])
+		defer func() { s.sum = checksum(s.key, s.out) }()
 		var ok bool
-		if s.out, ok = z.cache.get(key, s.out[:0]); ok {
+		if s.out, ok = z.cache.get(s.key, s.out[:0]); ok {
 			return nil
 		}
 	}
@@ -181,13 +201,8 @@ func (z *writer) compress(enc *encoder, s *segment) (err error) {
 			return err
 		}
 	}
-	if s.out, err = (*enc).encode(s.out[:0], s.raw); err != nil {
-		return err
-	}
-	if z.cache != nil {
-		z.cache.put(key, s.out)
-	}
-	return nil
+	s.out, err = (*enc).encode(s.out[:0], s.raw)
+	return err
 }
 
 // gzipFrame is a gzip member (RFC 1952).

@@ -145,16 +145,17 @@ func TestDeterministic(t *testing.T) {
 					t.Errorf("other bytes with %d workers", workers)
 				}
 			}
-			cache, err := OpenSegments(t.TempDir())
-			if err != nil {
-				t.Fatal(err)
-			}
-			o.Segments = cache
+			cache := openCache(t)
 			for _, state := range []string{"cold", "warm"} {
-				if !bytes.Equal(pack(t, data, o), want) {
+				got, n := cache.pack(t, data, o)
+				if !bytes.Equal(got, want) {
 					t.Errorf("other bytes with a %s cache", state)
 				}
+				if state == "warm" && n > 0 {
+					t.Errorf("%d segments were not found", n)
+				}
 			}
+			o.Segments = cache.SegmentCache
 			var out bytes.Buffer
 			w, err := NewWriter(&out, o)
 			if err != nil {
@@ -434,26 +435,15 @@ func BenchmarkWriter(b *testing.B) {
 			b.Run(fmt.Sprintf("%s%d/%s", o.Algorithm, o.Level, state), func(b *testing.B) {
 				b.SetBytes(int64(len(data)))
 				o := o
-				dir := b.TempDir()
-				open := func() {
-					c, err := OpenSegments(dir)
-					if err != nil {
-						b.Fatal(err)
+				if state != "none" {
+					cache := openCache(b)
+					if state == "warm" {
+						cache.pack(b, data, o)
 					}
-					o.Segments = c
-				}
-				if state == "warm" {
-					open()
-					pack(b, data, o)
+					o.Segments = cache.SegmentCache // that nothing is added to
 				}
 				var n int
 				for b.Loop() {
-					if state == "cold" {
-						b.StopTimer()
-						os.RemoveAll(dir)
-						open()
-						b.StartTimer()
-					}
 					count := &counter{}
 					w, err := NewWriter(count, o)
 					if err != nil {

@@ -56,7 +56,7 @@ func openStore(t testing.TB, dir string) *store {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blobs, err := blob.Open(root.Path("blobs"), t.TempDir())
+	blobs, err := blob.Open(root.Path("blobs"), blob.TempIn(t.TempDir()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -51,8 +51,6 @@ type PackOptions struct {
 	// ModTime is the time of the files of layers made here; zero is
 	// layers.DefaultModTime. Layers that came as blobs are as they are.
 	ModTime time.Time `json:"modTime,omitzero"`
-	// Clamp: earlier times stay.
-	Clamp bool `json:"clamp,omitempty"`
 	// Docker: Docker media types instead of OCI's.
 	Docker bool `json:"docker,omitempty"`
 	// Blobs are the blobs that the manifest of a base image names. They win
@@ -78,14 +76,10 @@ func (o PackOptions) algorithm() compress.Algorithm {
 // times is the part of the options that the diffID depends on, as a key; empty
 // for the usual.
 func (o PackOptions) times() string {
-	var parts []string
-	if !o.ModTime.IsZero() && !o.ModTime.Equal(layers.DefaultModTime) {
-		parts = append(parts, "mtime="+o.ModTime.UTC().Format(time.RFC3339Nano))
+	if o.ModTime.IsZero() || o.ModTime.Equal(layers.DefaultModTime) {
+		return ""
 	}
-	if o.Clamp {
-		parts = append(parts, "clamp")
-	}
-	return strings.Join(parts, ",")
+	return "mtime=" + o.ModTime.UTC().Format(time.RFC3339Nano)
 }
 
 // variant is the part of the options that the blob of one compression depends
@@ -106,7 +100,7 @@ func (o PackOptions) variant() string {
 func (o PackOptions) indexed() bool { return o.Compression == compress.Estargz }
 
 func (o PackOptions) tar() layers.TarOptions {
-	t := layers.TarOptions{ModTime: o.ModTime, Clamp: o.Clamp}
+	t := layers.TarOptions{ModTime: o.ModTime}
 	if t.ModTime.IsZero() {
 		t.ModTime = layers.DefaultModTime
 	}
@@ -360,6 +354,9 @@ func (p *Packer) compress(ctx context.Context, o PackOptions, s *leak.Search, wr
 	if err != nil {
 		return packed{}, err
 	}
+	if z, ok := c.(*compress.Writer); ok {
+		z.Keep(d.Encoded())
+	}
 	done := packed{
 		desc: ocispec.Descriptor{MediaType: o.algorithm().MediaType(), Digest: d, Size: size},
 		tar:  digest.NewDigest(digest.SHA256, h),
@@ -437,8 +434,8 @@ func (p *Packer) remember(id layers.ID, variant string, done packed) error {
 	return err
 }
 
-// annotationRewritten tells of a layer that its times are no later than this one,
-// in seconds since 1970; BuildKit's name for it.
+// annotationRewritten tells of a layer that its times are this one, in seconds
+// since 1970; BuildKit's name for it.
 const annotationRewritten = "buildkit/rewritten-timestamp"
 
 // ref gives the way to a layer's blob.
@@ -450,7 +447,7 @@ func (p *Packer) ref(l snapshot.Layer, desc ocispec.Descriptor, o PackOptions, s
 		desc.MediaType = manifest.OCIType(desc.MediaType)
 	}
 	desc.URLs = nil
-	if o.Clamp && !pulled(l) {
+	if !o.ModTime.IsZero() && !pulled(l) {
 		desc.Annotations = maps.Clone(desc.Annotations)
 		if desc.Annotations == nil {
 			desc.Annotations = map[string]string{}

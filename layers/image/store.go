@@ -92,12 +92,12 @@ func (s *Store) Put(refs []string, images []Image, configs [][]byte, index diges
 	}
 	defer unlock()
 	for _, img := range images {
-		if err := write(s.idFile(img.ID), img); err != nil {
+		if err := s.write(s.idFile(img.ID), img); err != nil {
 			return err
 		}
 	}
 	for _, n := range names {
-		if err := write(s.nameFile(n), Name{Ref: n, Images: images, Index: index, Tagged: now}); err != nil {
+		if err := s.write(s.nameFile(n), Name{Ref: n, Images: images, Index: index, Tagged: now}); err != nil {
 			return err
 		}
 	}
@@ -287,7 +287,7 @@ func (s *Store) Tag(arg, ref string) error {
 	if err != nil {
 		return err
 	}
-	return write(s.nameFile(ref), Name{Ref: ref, Images: found.Images, Index: found.Index, Tagged: time.Now().UTC()})
+	return s.write(s.nameFile(ref), Name{Ref: ref, Images: found.Images, Index: found.Index, Tagged: time.Now().UTC()})
 }
 
 // Remove removes a name, or an image with all its names if arg is an ID (force
@@ -394,12 +394,12 @@ func (s *Store) idFile(id digest.Digest) string {
 	return s.root.Path("images", "ids", id.Encoded()+".json")
 }
 
-func write(path string, v any) error {
+func (s *Store) write(path string, v any) error {
 	data, err := json.MarshalIndent(v, "", "\t")
 	if err != nil {
 		return err
 	}
-	return state.WriteFile(path, data, 0o644, true)
+	return s.root.WriteFile(path, data, 0o644, true)
 }
 
 // read reads a file of the store; a damaged one is told as missing.

@@ -13,8 +13,6 @@ import (
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"golang.org/x/sys/unix"
-
-	"github.com/strake-build/strake/state"
 )
 
 // archiveFormat changes whenever the same bundles give other archives.
@@ -103,7 +101,7 @@ func (s *Store) Place(f *os.File, dest string, id digest.Digest) error {
 	if err != nil {
 		return nil
 	}
-	_ = state.WriteFile(s.writtenPath(dest), data, 0o600, false)
+	_ = s.root.WriteFile(s.writtenPath(dest), data, 0o600, false)
 	s.forgetWritten(dir)
 	return nil
 }

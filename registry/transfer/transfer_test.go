@@ -83,7 +83,7 @@ func newTransfer(t *testing.T) *Transfer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	blobs, err := blob.Open(root.Path("blobs"), t.TempDir())
+	blobs, err := blob.Open(root.Path("blobs"), blob.TempIn(t.TempDir()))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -4,8 +4,8 @@
 // builds/<time>-<ref>/ of the store holds one build:
 //
 //	build.json    a Record; replaced whole when the build ends
-//	steps.json    what went into each step (see Step); written when it
-//	              begins and when it ends
+//	steps.json    what went into each step (see Step); written before the
+//	              first one runs and when the build ends
 //	files-<hex>   lists of files that steps used; see files.go
 //	events.jsonl  its progress, and <n>.log the output of the vertex #n; see
 //	              progress.Logs. The file is locked while the build runs.
@@ -125,13 +125,14 @@ func (l Limits) withDefaults() Limits {
 // Store is the directory of builds of a store root. It may be used by many
 // goroutines.
 type Store struct {
+	root   *state.Root
 	dir    string
 	limits Limits
 }
 
-// Open returns the builds kept in dir, which need not exist.
-func Open(dir string, limits Limits) *Store {
-	return &Store{dir: dir, limits: limits.withDefaults()}
+// Open returns the builds of a store root.
+func Open(root *state.Root, limits Limits) *Store {
+	return &Store{root: root, dir: root.Path("builds"), limits: limits.withDefaults()}
 }
 
 // NewRef makes a name for a build.
@@ -171,8 +172,8 @@ func (b *Build) SetSteps(plan any, steps []Step) {
 	b.steps[plan] = steps
 }
 
-// Plan is SetSteps before the plan runs: others can see at once what there is
-// to do.
+// Plan is SetSteps before the first step of the plan runs: others can see what
+// there is to do.
 func (b *Build) Plan(plan any, steps []Step) error {
 	b.SetSteps(plan, steps)
 	return b.write(stepsFile, b.Steps())
@@ -265,7 +266,7 @@ func (b *Build) linkFiles(steps []Step) {
 func (b *Build) write(name string, v any) error {
 	data, err := json.Marshal(v)
 	if err == nil {
-		err = state.WriteFile(filepath.Join(b.record.Dir, name), append(data, '\n'), 0o600, false)
+		err = b.store.root.WriteFile(filepath.Join(b.record.Dir, name), append(data, '\n'), 0o600, false)
 	}
 	if err != nil {
 		return fmt.Errorf("keep a record of the build: %w", err)
@@ -388,7 +389,7 @@ func readJSON(path string, v any) error {
 func (s *Store) Pin(r Record, pinned bool) error {
 	path := filepath.Join(r.Dir, pinnedFile)
 	if pinned {
-		return state.WriteFile(path, nil, 0o600, false)
+		return s.root.WriteFile(path, nil, 0o600, false)
 	}
 	if err := os.Remove(path); !errors.Is(err, fs.ErrNotExist) {
 		return err

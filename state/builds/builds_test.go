@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +16,22 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/strake-build/strake/progress"
+	"github.com/strake-build/strake/state"
 )
+
+func root(t *testing.T, dir string) *state.Root {
+	t.Helper()
+	r, err := state.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return r
+}
 
 func begin(t *testing.T, s *Store, r Record) *Build {
 	t.Helper()
@@ -43,7 +60,7 @@ func get(t *testing.T, s *Store, ref string) Record {
 
 func TestRecord(t *testing.T) {
 	t.Parallel()
-	s := Open(filepath.Join(t.TempDir(), "builds"), Limits{})
+	s := Open(root(t, t.TempDir()), Limits{})
 	if list, err := s.List(); err != nil || len(list) != 0 {
 		t.Fatalf("a new store has builds %v, %v", list, err)
 	}
@@ -93,7 +110,7 @@ func TestRecord(t *testing.T) {
 // A build whose process was killed is not under way.
 func TestKilled(t *testing.T) {
 	t.Parallel()
-	s := Open(t.TempDir(), Limits{})
+	s := Open(root(t, t.TempDir()), Limits{})
 	b := begin(t, s, Record{})
 	if err := b.Logs.Close(); err != nil { // as the kernel does
 		t.Fatal(err)
@@ -107,22 +124,28 @@ func TestKilled(t *testing.T) {
 func TestHostileRef(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s := Open(filepath.Join(dir, "builds"), Limits{})
+	s := Open(root(t, dir), Limits{})
 	for _, ref := range []string{"../../x", "..", strings.Repeat("a", 300), "a/b", "ü\x00"} {
 		end(t, begin(t, s, Record{Ref: ref}), nil)
 		if r := get(t, s, ref); r.Ref != ref {
 			t.Errorf("ref is %q, want %q", r.Ref, ref)
 		}
 	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
-		t.Errorf("%v, %v: want builds only", entries, err)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if !slices.Contains([]string{"builds", "leases", "tmp", "version"}, e.Name()) {
+			t.Errorf("%s was made outside of builds", e.Name())
+		}
 	}
 }
 
 func TestSecretsAreLeftOut(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	s := Open(dir, Limits{})
+	s := Open(root(t, dir), Limits{})
 	end(t, begin(t, s, Record{Context: "https://me:pass1word@host/r.git", Attrs: map[string]string{
 		"build-arg:HTTP_PROXY":   "http://joe:pass2word@proxy:80",
 		"build-arg:NPM_TOKEN":    "pass3word",
@@ -165,7 +188,7 @@ func TestPrune(t *testing.T) {
 		b.Logs.Event(progress.Event{Kind: progress.Log, Vertex: "v", Data: make([]byte, output)})
 		return b
 	}
-	s := Open(t.TempDir(), Limits{Builds: 4, Bytes: 40 << 10})
+	s := Open(root(t, t.TempDir()), Limits{Builds: 4, Bytes: 40 << 10})
 	end(t, add(s, "pinned", 1), nil)
 	if err := s.Pin(get(t, s, "pinned"), true); err != nil {
 		t.Fatal(err)
@@ -189,7 +212,7 @@ func TestPrune(t *testing.T) {
 	if err := s.Pin(get(t, s, "pinned"), false); err != nil {
 		t.Fatal(err)
 	}
-	s = Open(s.dir, Limits{Age: time.Minute})
+	s = Open(s.root, Limits{Age: time.Minute})
 	end(t, begin(t, s, Record{Ref: "new"}), nil)
 	if diff := cmp.Diff([]string{"new"}, names(s)); diff != "" {
 		t.Errorf("builds left of old ones (-want +got):\n%s", diff)
@@ -199,7 +222,7 @@ func TestPrune(t *testing.T) {
 // Lists of files are shared by the builds that have the same.
 func TestFiles(t *testing.T) {
 	t.Parallel()
-	s := Open(t.TempDir(), Limits{})
+	s := Open(root(t, t.TempDir()), Limits{})
 	d := digest.FromString("x")
 	want := []File{{"a b\n", "0", 0o4755, -1, -1, "0123456789abcdef"}, {"d", "5", 0o755, 0, 7, ""}, {"ü", "2", 0o777, 0, 0, "12"}}
 	b := begin(t, s, Record{})
@@ -227,11 +250,72 @@ func TestFiles(t *testing.T) {
 		t.Fatal(err)
 	}
 	var got []File
-	err := next.Record().Files(d, func(f File) error { got = append(got, f); return nil })
+	list, err := next.Record().Files(d)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer list.Close()
+	err = ReadFiles(list, func(f File) error { got = append(got, f); return nil })
 	if diff := cmp.Diff(want, got); err != nil || diff != "" {
 		t.Errorf("files: %v (-want +got):\n%s", err, diff)
 	}
 	if entries, err := os.ReadDir(next.Record().Dir); err != nil || len(entries) != 4 {
 		t.Errorf("%v, %v: want no more than record, steps, events and files", entries, err)
+	}
+}
+
+// Of two lists the lines that differ are found, wherever they are.
+func TestCompareFiles(t *testing.T) {
+	t.Parallel()
+	s := Open(root(t, t.TempDir()), Limits{})
+	b := begin(t, s, Record{})
+	defer end(t, b, nil)
+	list := func(paths string) io.ReadCloser {
+		d := digest.FromString(paths)
+		if err := b.KeepFiles(d, func(w *FileWriter) error {
+			for _, p := range strings.Fields(paths) {
+				name, sum, _ := strings.Cut(p, "=")
+				if err := w.Add(File{Path: name, Type: "0", Sum: sum}); err != nil {
+					return err
+				}
+			}
+			return nil
+		}); err != nil {
+			t.Fatal(err)
+		}
+		r, err := b.Record().Files(d)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	show := func(files []File) string {
+		var out []string
+		for _, f := range files {
+			out = append(out, f.Path+"="+f.Sum)
+		}
+		slices.Sort(out)
+		return strings.Join(out, " ")
+	}
+	for _, c := range []struct{ a, b, onlyA, onlyB string }{
+		{"", "", "", ""},
+		{"a=1 b=2", "a=1 b=2", "", ""},
+		{"a=1 b=2 c=3", "a=1 b=9 c=3", "b=2", "b=9"},
+		{"new=1 a=1 b=2 c=3", "a=1 b=2 c=3", "new=1", ""},
+		{"a=1 b=2 c=3", "b=2 c=3 d=4", "a=1", "d=4"},
+		{"a=1 b=2", "", "a=1 b=2", ""},
+		{"a=1 b=2 c=3", "c=3 b=2 a=1", "", ""},
+	} {
+		x, y := list(c.a), list(c.b)
+		onlyA, onlyB, err := CompareFiles(x, y)
+		if err != nil || show(onlyA) != c.onlyA || show(onlyB) != c.onlyB {
+			t.Errorf("%q and %q: only %q and %q, %v; want %q and %q", c.a, c.b, show(onlyA), show(onlyB), err, c.onlyA, c.onlyB)
+		}
+		if err := errors.Join(x.Close(), y.Close()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, _, err := CompareFiles(strings.NewReader("damaged"), list("a=1")); err == nil {
+		t.Error("a damaged list is no error")
 	}
 }

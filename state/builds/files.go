@@ -2,8 +2,8 @@ package builds
 
 import (
 	"bufio"
+	"bytes"
 	"errors"
-	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -76,7 +76,7 @@ func (b *Build) KeepFiles(d digest.Digest, fn func(*FileWriter) error) (err erro
 	if err := d.Validate(); err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(b.record.Dir, ".files-")
+	f, err := b.store.root.TempFile("files")
 	if err != nil {
 		return err
 	}
@@ -119,40 +119,31 @@ func (w *FileWriter) Add(f File) error {
 	return err
 }
 
-// Files calls fn for the files of the list that d stands for. There may be
-// none: the error is fs.ErrNotExist then.
-func (r Record) Files(d digest.Digest, fn func(File) error) error {
+// Files opens the list that d stands for, for ReadFiles and CompareFiles. There
+// may be none: the error is fs.ErrNotExist then.
+func (r Record) Files(d digest.Digest) (io.ReadCloser, error) {
 	if err := d.Validate(); err != nil {
-		return err
+		return nil, err
 	}
-	f, err := os.Open(filepath.Join(r.Dir, FilesName(d)))
-	if err != nil {
-		return err
-	}
-	defer f.Close()
-	if err := ReadFiles(f, fn); err != nil {
-		return fmt.Errorf("%s: %w", f.Name(), err)
-	}
-	return nil
+	return os.Open(filepath.Join(r.Dir, FilesName(d)))
 }
 
 // ReadFiles reads a list.
 func ReadFiles(r io.Reader, fn func(File) error) error {
-	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))
+	l, err := readLines(r)
 	if err != nil {
 		return err
 	}
-	defer z.Close()
-	lines := bufio.NewReaderSize(z, 64<<10)
+	defer l.z.Close()
 	for {
-		line, err := lines.ReadSlice('\n')
+		line, err := l.next()
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
 			return err
 		}
-		file, err := parseFile(strings.TrimSuffix(string(line), "\n"))
+		file, err := parseFile(string(line))
 		if err != nil {
 			return err
 		}
@@ -160,6 +151,87 @@ func ReadFiles(r io.Reader, fn func(File) error) error {
 			return err
 		}
 	}
+}
+
+// CompareFiles returns the files that only one of two lists has, in no order. A
+// file that differs is in both results. Lines that both lists have are not
+// looked into: most of them, where few files of many have changed.
+func CompareFiles(a, b io.Reader) (onlyA, onlyB []File, err error) {
+	var lists [2]*lines
+	for i, r := range []io.Reader{a, b} {
+		if lists[i], err = readLines(r); err != nil {
+			return nil, nil, err
+		}
+		defer lists[i].z.Close()
+	}
+	// Lines that were met in one list and not, or not yet, in the other one.
+	only := [2]map[string]bool{{}, {}}
+	for open := 2; open > 0; {
+		var line [2][]byte
+		open = 0
+		for i, l := range lists {
+			line[i], err = l.next()
+			if err != nil && err != io.EOF {
+				return nil, nil, err
+			}
+			if err == nil {
+				open++
+			}
+		}
+		if bytes.Equal(line[0], line[1]) {
+			continue
+		}
+		for i := range line {
+			switch {
+			case line[i] == nil:
+			case only[1-i][string(line[i])]:
+				delete(only[1-i], string(line[i]))
+			default:
+				only[i][string(line[i])] = true
+			}
+		}
+	}
+	var files [2][]File
+	for i := range only {
+		for line := range only[i] {
+			f, err := parseFile(line)
+			if err != nil {
+				return nil, nil, err
+			}
+			files[i] = append(files[i], f)
+		}
+	}
+	return files[0], files[1], nil
+}
+
+// lines are those of a list. z has to be closed.
+type lines struct {
+	z *zstd.Decoder
+	r *bufio.Reader
+}
+
+func readLines(r io.Reader) (*lines, error) {
+	z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(64<<20))
+	if err != nil {
+		return nil, err
+	}
+	return &lines{z, bufio.NewReaderSize(z, 64<<10)}, nil
+}
+
+// next returns a line, which is there until the next one is asked for, or
+// io.EOF.
+func (l *lines) next() ([]byte, error) {
+	line, err := l.r.ReadSlice('\n')
+	if err == io.EOF && len(line) == 0 {
+		return nil, io.EOF
+	}
+	if err == nil && len(line) == 1 || err == io.EOF {
+		err = errLine
+	}
+	if err != nil {
+		return nil, err
+	}
+	return line[:len(line)-1], nil
 }
 
 var errLine = errors.New("damaged list of files")

@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/strake-build/strake/state"
 )
 
 // autoEvery is how often Auto looks: to measure a store takes time.
@@ -28,7 +26,7 @@ func (s *Store) Auto(ctx context.Context, o Options) ([]Entry, error) {
 	if fi, err := os.Stat(path); err == nil && time.Since(fi.ModTime()) < autoEvery && !scarce {
 		return nil, nil
 	}
-	if err := state.WriteFile(path, nil, 0o600, false); err != nil && !noSpace(err) {
+	if err := s.Root.WriteFile(path, nil, 0o600, false); err != nil && !noSpace(err) {
 		return nil, err
 	}
 	return s.Prune(ctx, o)

@@ -52,7 +52,7 @@ const (
 	TypeBlob       Type = "blob"       // a packed layer, a configuration or manifest
 	TypeCacheMount Type = "cachemount" // the contents of RUN --mount=type=cache
 	TypeContext    Type = "context"    // a copy of a directory of a client of the daemon
-	TypeSegments   Type = "segments"   // compressed pieces of layers; one entry for all
+	TypeSegments   Type = "segments"   // lists of the compressed pieces in blobs; one entry for all
 	TypeOther      Type = "other"      // records, indexes, temporary files: a directory of the store
 )
 
@@ -71,6 +71,8 @@ type Entry struct {
 	InUse bool `json:"inUse,omitempty"`
 	// Image: an image of the store needs it.
 	Image bool `json:"image,omitempty"`
+	// Cache: a result of a step needs it.
+	Cache bool `json:"cache,omitempty"`
 	// Description says what it is: a step's text, a cache mount's id.
 	Description string `json:"description,omitempty"`
 }
@@ -97,6 +99,8 @@ type references struct {
 	// used is when a layer was last used by a cached step, or by one that
 	// was built on it.
 	used map[layers.ID]time.Time
+	// cacheLayers are those of results of steps.
+	cacheLayers map[layers.ID]bool
 	// oldest is when the oldest living process began.
 	oldest time.Time
 }
@@ -151,6 +155,7 @@ func (s *Store) read() (*references, error) {
 
 // link follows the references of images and records.
 func (r *references) link() {
+	r.cacheLayers = map[layers.ID]bool{}
 	for _, n := range r.names {
 		for _, img := range n.Images {
 			name := cmp.Or(n.Ref, img.ID.String())
@@ -168,6 +173,7 @@ func (r *references) link() {
 	for _, rec := range r.records {
 		for _, t := range rec.Outputs {
 			for _, id := range t {
+				r.cacheLayers[id] = true
 				if rec.Used.After(r.used[id]) {
 					r.used[id] = rec.Used
 				}

@@ -43,9 +43,7 @@ func testStore(t testing.TB, dir string) *Store {
 	root, err := state.Open(dir)
 	check(err)
 	s := &Store{Root: root}
-	tmp, err := root.TempDir("blobs")
-	check(err)
-	s.Blobs, err = blob.Open(root.Path("blobs"), tmp)
+	s.Blobs, err = blob.Open(root.Path("blobs"), root.TempFile)
 	check(err)
 	rootless := os.Geteuid() != 0
 	s.Layers, err = snapshot.Open(root, snapshot.Options{
@@ -291,6 +289,27 @@ func (ex example) name(e Entry) string {
 	return e.ID
 }
 
+// The list of a blob's segments goes with the blob.
+func TestPruneSegmentsOfBlob(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	var gone, kept string
+	fill(t, dir, func(s *Store) {
+		gone, kept = s.blob(t, "nothing's").Encoded(), s.pack(t, s.layer(t, "layer", 9000)).Encoded()
+		for _, name := range []string{gone, kept} {
+			write(t, "list", s.Root.Path("segments", name))
+		}
+	})
+	s := testStore(t, dir)
+	if _, err := s.Prune(t.Context(), Options{Types: []Type{TypeBlob}}); err != nil {
+		t.Fatal(err)
+	}
+	lists, err := filepath.Glob(s.Root.Path("segments", "*"))
+	if err != nil || len(lists) != 1 || filepath.Base(lists[0]) != kept {
+		t.Errorf("left: %q, %v; want the list of %s", lists, err, kept)
+	}
+}
+
 func TestPruneByID(t *testing.T) {
 	t.Parallel()
 	ex := newExample(t)
@@ -523,7 +542,7 @@ func TestUsage(t *testing.T) {
 		"other.gz": "blob image=false reclaimable=true packed layer " + nameOf(ex, "other")[:12],
 		"garbage":  "blob image=false reclaimable=true ",
 		"mount":    "cachemount image=false reclaimable=true cache mount /root/.cache",
-		"segments": "segments image=false reclaimable=true compressed pieces of layers",
+		"segments": "segments image=false reclaimable=true where compressed pieces of layers are in blobs",
 	}
 	for name := range got {
 		if strings.Contains(got[name], "layer image=false reclaimable=true ") && want[name] == "" {

@@ -379,13 +379,18 @@ func (p *pruning) drop(c candidate) error {
 		defer unlock()
 		return p.remove(c.context.entry(false), "")
 	default:
-		err := os.Remove(p.Root.Path("segments", c.segment.Name()))
-		if err != nil {
-			return ignoreMissing(err)
-		}
-		p.reclaim(Entry{ID: string(TypeSegments), Type: TypeSegments, Size: blocks(c.segment), Description: descriptions["segments"]})
-		return nil
+		return p.removeSegments(c.segment)
 	}
+}
+
+// removeSegments removes the list of a blob's segments.
+func (p *pruning) removeSegments(list os.FileInfo) error {
+	err := os.Remove(p.Root.Path("segments", list.Name()))
+	if err != nil {
+		return ignoreMissing(err)
+	}
+	p.reclaim(Entry{ID: string(TypeSegments), Type: TypeSegments, Size: blocks(list), Description: descriptions["segments"]})
+	return nil
 }
 
 // removeLayer removes a layer that nothing holds, and the blobs that only it
@@ -431,6 +436,9 @@ func (p *pruning) removeBlob(d digest.Digest) error {
 		return err
 	}
 	p.reclaim(Entry{ID: d.String(), Type: TypeBlob, Size: blocks(fi), Created: fi.ModTime()})
+	if list, err := os.Lstat(p.Root.Path("segments", d.Encoded())); err == nil {
+		return p.removeSegments(list)
+	}
 	return nil
 }
 

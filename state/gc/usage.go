@@ -94,7 +94,7 @@ var descriptions = map[string]string{
 	"layers":      "the directory of layers",
 	"leases":      "what processes use",
 	"locks":       "what processes wait for",
-	"segments":    "compressed pieces of layers",
+	"segments":    "where compressed pieces of layers are in blobs",
 	"tmp":         "temporary files of processes",
 }
 
@@ -117,7 +117,7 @@ func (r *references) layerEntries() []Entry {
 	for id, l := range r.layers {
 		e := Entry{
 			ID: string(id), Type: TypeLayer, Created: l.Created, Used: r.used[id],
-			InUse: r.leased[state.KindLayer][string(id)], Image: r.imageLayers[id] != "",
+			InUse: r.leased[state.KindLayer][string(id)], Image: r.imageLayers[id] != "", Cache: r.cacheLayers[id],
 			Description: steps[id],
 		}
 		switch {
@@ -152,6 +152,7 @@ func (r *references) blobEntries() []Entry {
 			}
 			e.InUse = e.InUse || r.leased[state.KindLayer][string(id)]
 			e.Image = e.Image || r.imageLayers[id] != ""
+			e.Cache = e.Cache || r.cacheLayers[id]
 			if e.Description == "" || strings.HasPrefix(e.Description, "layer of ") {
 				e.Description = "packed layer " + short(id)
 			}

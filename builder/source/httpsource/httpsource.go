@@ -46,6 +46,9 @@ type Options struct {
 	Transport http.RoundTripper
 	// MaxSize bounds a file, in bytes; 0 is 64 GiB.
 	MaxSize int64
+	// TempFile makes a temporary file on the file system of the Client's
+	// directory; nil: in it, where a killed process leaves it for a day.
+	TempFile func(prefix string) (*os.File, error)
 	// Offline: no server is asked. What is remembered of a URL holds.
 	Offline bool
 	// UserAgent is sent with each request; empty: "strake".
@@ -69,6 +72,9 @@ func Open(dir string, o Options) (*Client, error) {
 		t.DialContext = (&net.Dialer{Timeout: 30 * time.Second, KeepAlive: 30 * time.Second}).DialContext
 		t.ResponseHeaderTimeout = idle
 		o.Transport = t
+	}
+	if o.TempFile == nil {
+		o.TempFile = func(prefix string) (*os.File, error) { return os.CreateTemp(filepath.Join(dir, "files"), prefix+"-") }
 	}
 	if o.MaxSize == 0 {
 		o.MaxSize = 64 << 30
@@ -241,7 +247,7 @@ func (c *Client) remember(m memo) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(filepath.Join(c.dir, "files"), "tmp-")
+	f, err := c.o.TempFile("http")
 	if err != nil {
 		return err
 	}
@@ -323,7 +329,7 @@ func (c *Client) get(ctx context.Context, op *plan.HTTP) (name string, d digest.
 	if resp.ContentLength > c.o.MaxSize {
 		return "", "", fmt.Errorf("the file has %d bytes, more than the limit of %d", resp.ContentLength, c.o.MaxSize)
 	}
-	f, err := os.CreateTemp(filepath.Join(c.dir, "files"), "tmp-")
+	f, err := c.o.TempFile("http")
 	if err != nil {
 		return "", "", err
 	}

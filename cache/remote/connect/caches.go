@@ -9,7 +9,10 @@ import (
 
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/cache/remote"
+	"github.com/strake-build/strake/cache/remote/buildkit"
+	"github.com/strake-build/strake/cache/remote/dir"
 	"github.com/strake-build/strake/cache/remote/oci"
+	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/layers/leak"
 	"github.com/strake-build/strake/layers/snapshot"
@@ -20,10 +23,19 @@ import (
 type Caches struct {
 	From []*remote.Importer
 	To   []*remote.Exporter
+	// BuildKitFrom and BuildKitTo are the same in BuildKit's form.
+	BuildKitFrom []*buildkit.Importer
+	BuildKitTo   []*buildkit.Exporter
 
 	strict []bool
-	marks  []*oci.Repository // to be marked at the end; nil: not
+	marks  []mark // by index of To
 	warn   func(error)
+}
+
+// mark is what is put at the reference of a cache at the end.
+type mark struct {
+	at   *oci.Repository // nil: nothing, or an image
+	what *buildkit.Exporter
 }
 
 // Store is what caches work on.
@@ -37,9 +49,14 @@ type Store struct {
 func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, warn func(error), report progress.Func) (*Caches, error) {
 	all := &Caches{warn: warn}
 	for _, spec := range from {
-		backends, err := c.importers(spec)
+		backends, foreign, err := c.importers(spec)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", spec, err)
+		}
+		if foreign != nil {
+			foreign.Layers = s.Layers
+			foreign.Warn = func(err error) { warn(fmt.Errorf("cache %s is not used: %w", spec, err)) }
+			all.BuildKitFrom = append(all.BuildKitFrom, foreign)
 		}
 		for _, b := range backends {
 			im := remote.NewImporter(b, s.Layers, warn)
@@ -55,50 +72,67 @@ func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, w
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", spec, err)
 		}
-		all.strict, all.marks = append(all.strict, x.Strict), append(all.marks, nil)
+		all.strict, all.marks = append(all.strict, x.Strict), append(all.marks, mark{})
 		if spec.Type == remote.TypeInline {
 			all.To = append(all.To, remote.NewInline(ctx, s.Layers, s.Packer))
+			foreign := &buildkit.Exporter{Inline: true}
+			all.marks[len(all.marks)-1] = mark{what: foreign}
+			all.BuildKitTo = append(all.BuildKitTo, foreign)
 			continue
 		}
 		b, err := c.Cache(spec)
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", spec, err)
 		}
-		if r, ok := b.(*oci.Repository); ok && x.Compat {
-			all.marks[len(all.marks)-1] = r
-		}
 		x.Pack.Guard = s.Guard
+		if r, ok := b.(*oci.Repository); ok && x.Compat {
+			foreign := &buildkit.Exporter{Packer: s.Packer, Pack: x.Pack, Min: x.Min}
+			all.marks[len(all.marks)-1] = mark{r, foreign}
+			all.BuildKitTo = append(all.BuildKitTo, foreign)
+		}
 		all.To = append(all.To, remote.NewExporter(ctx, b, s.Layers, s.Packer, damaged, remote.ExportOptions{Pack: x.Pack, Min: x.Min, Mounts: x.Mounts, Progress: report}))
 	}
 	return all, nil
 }
 
-// importers opens what a --cache-from flag names: with a reference both a cache,
-// and an image that may have one inline.
-func (c *Connector) importers(spec remote.Spec) ([]remote.Backend, error) {
+// importers opens what a --cache-from flag names: with a reference a cache of
+// ours or BuildKit's, and an image that may have either inline.
+func (c *Connector) importers(spec remote.Spec) ([]remote.Backend, *buildkit.Importer, error) {
 	if spec.Type != remote.TypeRegistry {
 		b, err := c.Cache(spec)
-		return []remote.Backend{b}, err
+		d, ok := b.(*dir.Dir)
+		if err != nil || !ok {
+			return []remote.Backend{b}, nil, err
+		}
+		load := func(ctx context.Context) ([]*buildkit.Manifest, error) {
+			return d.BuildKit(ctx, spec.Attrs["tag"], spec.Attrs["digest"])
+		}
+		return []remote.Backend{b}, &buildkit.Importer{Load: load, Origin: b.Origin()}, nil
 	}
 	inline, err := oci.OpenInline(c.Registry, spec.Attrs["ref"], spec.String())
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	foreign := &buildkit.Importer{Load: inline.BuildKit, Origin: inline.Origin()}
 	b, err := c.Cache(spec)
 	if err != nil {
-		return []remote.Backend{inline}, nil // by a digest, say
+		return []remote.Backend{inline}, foreign, nil // by a digest, say
 	}
-	return []remote.Backend{b, inline}, nil
+	return []remote.Backend{b, inline}, foreign, nil
 }
 
 // Fields returns the fields that inline caches add to the configuration of an
 // image, as export.Image wants them; nil if there are none.
-func (c *Caches) Fields() func(context.Context, image.PackOptions) (map[string]json.RawMessage, error) {
-	for _, x := range c.To {
+func (c *Caches) Fields() func(context.Context, layers.Tree, image.PackOptions) (map[string]json.RawMessage, error) {
+	for i, x := range c.To {
 		if x.IsInline() {
-			return func(ctx context.Context, o image.PackOptions) (map[string]json.RawMessage, error) {
-				data, err := x.Inline(ctx, o)
-				return map[string]json.RawMessage{remote.InlineField: data}, err
+			return func(ctx context.Context, t layers.Tree, o image.PackOptions) (map[string]json.RawMessage, error) {
+				ours, err := x.Inline(ctx, o)
+				if err != nil {
+					return nil, err
+				}
+				theirs, err := c.marks[i].what.Records(ctx, t)
+				return map[string]json.RawMessage{remote.InlineField: ours, buildkit.InlineField: theirs}, err
 			}
 		}
 	}
@@ -111,8 +145,8 @@ func (c *Caches) Finish(ctx context.Context) error {
 	var errs []error
 	for i, x := range c.To {
 		err := x.Wait()
-		if err == nil && c.marks[i] != nil {
-			err = c.marks[i].Mark(ctx)
+		if err == nil && c.marks[i].at != nil {
+			err = c.marks[i].put(ctx)
 		}
 		switch {
 		case err == nil || ctx.Err() != nil:
@@ -123,4 +157,15 @@ func (c *Caches) Finish(ctx context.Context) error {
 		}
 	}
 	return errors.Join(errs...)
+}
+
+func (m mark) put(ctx context.Context) error {
+	config, layers, err := m.what.Config(ctx)
+	if err == nil && config != nil {
+		err = m.at.Mark(ctx, config, layers)
+	}
+	if err != nil {
+		err = fmt.Errorf("cache %s is not written in BuildKit's form: %w", m.at, err)
+	}
+	return err
 }

@@ -24,6 +24,8 @@ type Connector struct {
 	Getenv func(string) string
 	// Registry speaks to registries.
 	Registry *registry.Client
+	// Local opens caches of type local; nil: they are directories here.
+	Local func(remote.Spec) (LocalCache, error)
 
 	mu     sync.Mutex
 	opened map[string]source // by origin: flags may give other credentials than the environment
@@ -32,6 +34,12 @@ type Connector struct {
 // source has blobs.
 type source interface {
 	Blob(ctx context.Context, desc ocispec.Descriptor) (io.ReadCloser, error)
+}
+
+// LocalCache is a cache whose blobs only the build that opened it can fetch.
+type LocalCache interface {
+	remote.Backend
+	source
 }
 
 func (c *Connector) keep(origin string, s source) {
@@ -52,10 +60,13 @@ func (c *Connector) source(origin *url.URL) (source, error) {
 		return s, nil
 	}
 	var err error
-	if origin.Scheme == s3.Scheme {
+	switch origin.Scheme {
+	case s3.Scheme:
 		s, err = s3.OpenOrigin(origin, c.Getenv)
-	} else {
+	case gha.Scheme:
 		s, err = gha.OpenOrigin(origin, c.Getenv)
+	default:
+		err = fmt.Errorf("no cache is known by %s", origin)
 	}
 	if err != nil {
 		return nil, err
@@ -70,6 +81,14 @@ func (c *Connector) Cache(s remote.Spec) (remote.Backend, error) {
 	case remote.TypeRegistry:
 		return oci.Open(c.Registry, s.Attrs["ref"], s.String())
 	case remote.TypeLocal:
+		if c.Local != nil {
+			b, err := c.Local(s)
+			if err != nil {
+				return nil, err
+			}
+			c.keep(b.Origin(), b)
+			return b, nil
+		}
 		path := s.Attrs["src"]
 		if path == "" {
 			path = s.Attrs["dest"]
@@ -108,15 +127,12 @@ func (c *Connector) Blob(ctx context.Context, origin string, desc ocispec.Descri
 	if err != nil {
 		return nil, err
 	}
-	switch u.Scheme {
-	case dir.Scheme:
+	if u.Scheme == dir.Scheme {
 		return dir.Blob(ctx, u, desc)
-	case s3.Scheme, gha.Scheme:
-		b, err := c.source(u)
-		if err != nil {
-			return nil, err
-		}
-		return b.Blob(ctx, desc)
 	}
-	return nil, fmt.Errorf("no cache is known by %s", origin)
+	b, err := c.source(u)
+	if err != nil {
+		return nil, err
+	}
+	return b.Blob(ctx, desc)
 }

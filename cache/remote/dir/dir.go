@@ -98,7 +98,7 @@ func (d *Dir) Put(ctx context.Context, name string, object []byte, blobs []blob.
 		}
 	}
 	d.sweep(tmp)
-	store, err := blob.Open(filepath.Join(d.path, "blobs"), tmp)
+	store, err := blob.Open(filepath.Join(d.path, "blobs"), blob.TempIn(tmp))
 	if err != nil {
 		return err
 	}

@@ -20,7 +20,16 @@ import (
 
 func service(t *testing.T) func(string) string {
 	t.Helper()
-	s := httptest.NewServer(&ghatest.Service{Dir: t.TempDir()})
+	h, stop, err := ghatest.Start(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	s := httptest.NewServer(h)
 	t.Cleanup(s.Close)
 	return func(name string) string {
 		return map[string]string{"ACTIONS_RESULTS_URL": s.URL + "/", "ACTIONS_RUNTIME_TOKEN": ghatest.Token}[name]

@@ -8,9 +8,11 @@ import (
 	"io"
 	"sync"
 
+	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/cache/remote"
+	"github.com/strake-build/strake/cache/remote/buildkit"
 	"github.com/strake-build/strake/internal/manifest"
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/registry"
@@ -25,6 +27,10 @@ type Inline struct {
 	text   string
 
 	once    sync.Once
+	mu      sync.Mutex // of what follows, when it is loaded
+	root    ocispec.Descriptor
+	raw     []byte
+	read    map[digest.Digest][]byte // manifests and configurations
 	objects map[string]string
 	err     error
 }
@@ -38,7 +44,7 @@ func OpenInline(c *registry.Client, reference, text string) (*Inline, error) {
 		return nil, err
 	}
 	name, err := registry.Repository(reference)
-	return &Inline{client: c, ref: ref, name: name, text: text, objects: map[string]string{}}, err
+	return &Inline{client: c, ref: ref, name: name, text: text, objects: map[string]string{}, read: map[digest.Digest][]byte{}}, err
 }
 
 // load reads the configurations, the first time. An image that is none, or has
@@ -50,6 +56,7 @@ func (i *Inline) load(ctx context.Context) error {
 			return
 		}
 		if err == nil {
+			i.root, i.raw = desc, raw
 			err = i.manifest(ctx, desc, raw)
 		}
 		if ctx.Err() != nil && err != nil {
@@ -76,11 +83,11 @@ func (i *Inline) manifest(ctx context.Context, desc ocispec.Descriptor, raw []by
 			if !manifest.IsManifest(child.MediaType) || child.Annotations["vnd.docker.reference.type"] != "" {
 				continue
 			}
-			d, raw, err := i.client.Manifest(ctx, i.name+"@"+child.Digest.String())
+			raw, err := i.document(ctx, child)
 			if err != nil {
 				return err
 			}
-			if err := i.manifest(ctx, d, raw); err != nil {
+			if err := i.manifest(ctx, child, raw); err != nil {
 				return err
 			}
 		}
@@ -93,12 +100,7 @@ func (i *Inline) manifest(ctx context.Context, desc ocispec.Descriptor, raw []by
 	if m.Config.MediaType != ocispec.MediaTypeImageConfig && m.Config.MediaType != manifest.DockerConfig || m.Config.Size > manifest.Limit {
 		return nil
 	}
-	r, err := i.client.Blob(ctx, i.name, m.Config, nil)
-	if err != nil {
-		return err
-	}
-	defer r.Close()
-	data, err := io.ReadAll(r)
+	data, err := i.document(ctx, m.Config)
 	if err != nil {
 		return err
 	}
@@ -110,6 +112,42 @@ func (i *Inline) manifest(ctx context.Context, desc ocispec.Descriptor, raw []by
 		}
 	}
 	return nil
+}
+
+// document fetches a manifest or configuration, once.
+func (i *Inline) document(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	if raw, ok := i.read[desc.Digest]; ok {
+		return raw, nil
+	}
+	raw, err := i.fetch(ctx, desc)
+	if err == nil {
+		i.read[desc.Digest] = raw
+	}
+	return raw, err
+}
+
+func (i *Inline) fetch(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+	if manifest.IsManifest(desc.MediaType) {
+		_, raw, err := i.client.Manifest(ctx, i.name+"@"+desc.Digest.String())
+		return raw, err
+	}
+	r, err := i.client.Blob(ctx, i.name, desc, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer r.Close()
+	return io.ReadAll(r)
+}
+
+// BuildKit returns the caches of BuildKit's that are there: at the reference, or
+// in the images that it names.
+func (i *Inline) BuildKit(ctx context.Context) ([]*buildkit.Manifest, error) {
+	if err := i.load(ctx); err != nil || i.raw == nil {
+		return nil, err
+	}
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return buildkit.Read(ctx, i.root, i.raw, i.document)
 }
 
 // Get implements [remote.Backend].

@@ -39,7 +39,6 @@ type Repository struct {
 
 	mu   sync.Mutex
 	sent map[digest.Digest]bool // blobs that the registry has
-	put  map[digest.Digest]ocispec.Descriptor
 }
 
 var _ remote.Backend = (*Repository)(nil)
@@ -54,7 +53,7 @@ func Open(c *registry.Client, reference, text string) (*Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Repository{client: c, name: name, text: text, sent: map[digest.Digest]bool{}, put: map[digest.Digest]ocispec.Descriptor{}}
+	r := &Repository{client: c, name: name, text: text, sent: map[digest.Digest]bool{}}
 	if tag != "" {
 		if len(tag) > maxTag {
 			return nil, fmt.Errorf("tag %s: for a cache it has at most %d characters", tag, maxTag)
@@ -127,9 +126,6 @@ func (r *Repository) Put(ctx context.Context, name string, object []byte, blobs 
 	defer r.mu.Unlock()
 	for _, b := range push.Blobs {
 		r.sent[b.Desc.Digest] = true
-	}
-	for _, b := range blobs {
-		r.put[b.Desc.Digest] = b.Desc
 	}
 	return nil
 }

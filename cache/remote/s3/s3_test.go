@@ -13,21 +13,24 @@ import (
 	"testing"
 	"time"
 
-	"github.com/johannesboyne/gofakes3"
-	"github.com/johannesboyne/gofakes3/backend/s3mem"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/cache/remote"
 	"github.com/strake-build/strake/cache/remote/remotetest"
+	"github.com/strake-build/strake/cache/remote/s3/s3test"
 )
 
 func server(t *testing.T, wrap func(http.Handler) http.Handler) string {
 	t.Helper()
-	backend := s3mem.New()
-	if err := backend.CreateBucket("cache"); err != nil {
+	h, stop, err := s3test.Start(t.TempDir())
+	if err != nil {
 		t.Fatal(err)
 	}
-	h := gofakes3.New(backend).Server()
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
 	if wrap != nil {
 		h = wrap(h)
 	}

@@ -11,13 +11,19 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/strake-build/strake/progress"
+	"github.com/strake-build/strake/state"
 	"github.com/strake-build/strake/state/builds"
 )
 
 // aBuild has two steps at once, one of which fails, and a cached one before.
 func aBuild(t *testing.T) (builds.Record, []Span) {
 	t.Helper()
-	s := builds.Open(t.TempDir(), builds.Limits{})
+	root, err := state.Open(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	s := builds.Open(root, builds.Limits{})
 	at := func(s int) time.Time { return time.Date(2026, 1, 2, 3, 4, s, 0, time.UTC) }
 	b, err := s.Begin(builds.Record{Ref: "r", Created: at(0)})
 	if err != nil {

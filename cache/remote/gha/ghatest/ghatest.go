@@ -1,5 +1,6 @@
 // Package ghatest is a stand-in for the cache service of GitHub Actions: its
-// three calls, and as much of Azure's blob storage as its addresses are for.
+// three calls, and as much of Azure's blob storage as its addresses are for, or
+// Azurite, which is a real one.
 package ghatest
 
 import (
@@ -21,9 +22,11 @@ const Token = "runtime-token"
 
 // Service answers the calls.
 type Service struct {
-	// Dir has what was written, files named by the digests of their contents.
+	// Dir has what was written, files named by the digests of their contents,
+	// or what Azurite makes of it.
 	Dir string
 
+	azure   *azurite // nil: the storage is our own
 	mu      sync.Mutex
 	entries []*entry
 	uploads map[string]map[string][]byte // blocks, by entry and ID
@@ -33,6 +36,15 @@ type entry struct {
 	key, version string
 	done         bool
 	digest       string
+}
+
+// Start returns a service with its blobs in the empty directory dir.
+func Start(dir string) (s *Service, stop func() error, err error) {
+	s, stop = &Service{Dir: dir}, func() error { return nil }
+	if program := os.Getenv(Variable); program != "" {
+		s.azure, stop, err = startAzurite(program, dir)
+	}
+	return s, stop, err
 }
 
 // ServeHTTP implements [http.Handler].
@@ -67,6 +79,9 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		_ = json.NewEncoder(w).Encode(v)
 	}
 	address := func(n int) string {
+		if s.azure != nil {
+			return s.azure.address(fmt.Sprint(n))
+		}
 		return fmt.Sprintf("http://%s/storage/blobs/%d?sig=secret", r.Host, n)
 	}
 	switch method {
@@ -80,9 +95,9 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.entries = append(s.entries, &entry{key: in.Key, version: in.Version})
 		answer(map[string]any{"ok": true, "signed_upload_url": address(len(s.entries) - 1)})
 	case "FinalizeCacheEntryUpload":
-		for _, e := range s.entries {
-			if e.key == in.Key && e.version == in.Version && e.digest != "" {
-				if fi, err := os.Stat(s.file(e)); err != nil || fmt.Sprint(fi.Size()) != in.Size {
+		for i, e := range s.entries {
+			if size := s.size(i); e.key == in.Key && e.version == in.Version && size >= 0 {
+				if fmt.Sprint(size) != in.Size {
 					http.Error(w, `{"code":"invalid_argument","msg":"size"}`, http.StatusBadRequest)
 					return
 				}
@@ -106,6 +121,22 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		http.NotFound(w, r)
 	}
+}
+
+// size is the size of what was written for an entry; -1 if nothing was.
+func (s *Service) size(n int) int64 {
+	if s.azure != nil {
+		return s.azure.size(fmt.Sprint(n))
+	}
+	e := s.entries[n]
+	if e.digest == "" {
+		return -1
+	}
+	fi, err := os.Stat(s.file(e))
+	if err != nil {
+		return -1
+	}
+	return fi.Size()
 }
 
 func (s *Service) file(e *entry) string { return filepath.Join(s.Dir, e.digest) }
