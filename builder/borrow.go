@@ -102,10 +102,11 @@ func (bd *build) borrowed(ctx context.Context, v *vertex, key cache.Key) (cache.
 
 // byDefinition identifies what v copies from its input i by how the input is
 // made instead of what is in it, if a cache of BuildKit's has v by that: the
-// input need not be made then. What v, or a step behind it, is found to be is
-// what BuildKit would have found.
+// input need not be made then, nor fetched. What v, or a step behind it, is found
+// to be is what BuildKit would have found. A build that writes a cache of ours
+// does not do that, as its keys would be of no use without the other cache.
 func (bd *build) byDefinition(ctx context.Context, v *vertex, i int) (digest.Digest, bool) {
-	if v.noCache || v.inputs[i].noCache {
+	if v.noCache || v.inputs[i].noCache || len(bd.r.CacheTo) > 0 {
 		return "", false
 	}
 	for _, im := range bd.r.BuildKitFrom {

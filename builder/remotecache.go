@@ -386,7 +386,8 @@ func (bd *build) known(ctx context.Context, x *remote.Exporter, v *vertex, from 
 			return rec, false, true
 		}
 	}
-	return rec, false, false
+	rec, ok = bd.borrowed(ctx, v, key)
+	return rec, false, ok
 }
 
 // findMinimal finds the steps whose layers the targets consist of, and those

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/cache/remote"
@@ -47,6 +48,7 @@ type Store struct {
 
 // Open opens caches. warn is told of those that fail.
 func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, warn func(error), report progress.Func) (*Caches, error) {
+	warn = once(warn)
 	all := &Caches{warn: warn}
 	for _, spec := range from {
 		backends, foreign, err := c.importers(spec)
@@ -93,6 +95,22 @@ func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, w
 		all.To = append(all.To, remote.NewExporter(ctx, b, s.Layers, s.Packer, damaged, remote.ExportOptions{Pack: x.Pack, Min: x.Min, Mounts: x.Mounts, Progress: report}))
 	}
 	return all, nil
+}
+
+// once has warn called once for each text: what is wrong with a reference is
+// found out by all who ask for something there.
+func once(warn func(error)) func(error) {
+	var mu sync.Mutex
+	told := map[string]bool{}
+	return func(err error) {
+		mu.Lock()
+		again := told[err.Error()]
+		told[err.Error()] = true
+		mu.Unlock()
+		if !again {
+			warn(err)
+		}
+	}
 }
 
 // importers opens what a --cache-from flag names: with a reference a cache of

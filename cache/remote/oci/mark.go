@@ -30,12 +30,9 @@ func (r *Repository) Mark(ctx context.Context, config []byte, layers []blob.Ref)
 		Config:    ref.Desc,
 		Layers:    []ocispec.Descriptor{},
 	}
-	push := &registry.Manifest{Blobs: []blob.Ref{ref}}
+	push := &registry.Manifest{Blobs: append(layers[:len(layers):len(layers)], ref)}
 	for _, l := range layers {
 		m.Layers = append(m.Layers, l.Desc)
-		if !r.has(l.Desc.Digest) {
-			push.Blobs = append(push.Blobs, l)
-		}
 	}
 	var err error
 	if push.Raw, err = json.Marshal(m); err != nil {
@@ -46,5 +43,5 @@ func (r *Repository) Mark(ctx context.Context, config []byte, layers []blob.Ref)
 	if name == "" {
 		name = "latest"
 	}
-	return r.client.Push(ctx, r.name+":"+name, push, nil)
+	return r.push(ctx, r.name+":"+name, push)
 }

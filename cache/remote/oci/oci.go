@@ -39,6 +39,9 @@ type Repository struct {
 
 	mu   sync.Mutex
 	sent map[digest.Digest]bool // blobs that the registry has
+	// sending are the blobs that are sent now, with what is closed when they
+	// have been: some registries fail if one is sent twice at a time.
+	sending map[digest.Digest]chan struct{}
 }
 
 var _ remote.Backend = (*Repository)(nil)
@@ -53,7 +56,7 @@ func Open(c *registry.Client, reference, text string) (*Repository, error) {
 	if err != nil {
 		return nil, err
 	}
-	r := &Repository{client: c, name: name, text: text, sent: map[digest.Digest]bool{}}
+	r := &Repository{client: c, name: name, text: text, sent: map[digest.Digest]bool{}, sending: map[digest.Digest]chan struct{}{}}
 	if tag != "" {
 		if len(tag) > maxTag {
 			return nil, fmt.Errorf("tag %s: for a cache it has at most %d characters", tag, maxTag)
@@ -114,26 +117,59 @@ func (r *Repository) Put(ctx context.Context, name string, object []byte, blobs 
 		return err
 	}
 	push := &registry.Manifest{Desc: ocispec.Descriptor{MediaType: m.MediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw))}, Raw: raw}
-	for _, b := range append(blobs[:len(blobs):len(blobs)], empty) {
-		if !r.has(b.Desc.Digest) {
-			push.Blobs = append(push.Blobs, b)
-		}
-	}
-	if err := r.client.Push(ctx, r.reference(name), push, nil); err != nil {
-		return err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	for _, b := range push.Blobs {
-		r.sent[b.Desc.Digest] = true
-	}
-	return nil
+	push.Blobs = append(blobs[:len(blobs):len(blobs)], empty)
+	return r.push(ctx, r.reference(name), push)
 }
 
-func (r *Repository) has(d digest.Digest) bool {
+// push pushes a manifest, and its blobs unless the registry has them.
+func (r *Repository) push(ctx context.Context, reference string, m *registry.Manifest) error {
+	blobs, done, err := r.claim(ctx, m.Blobs)
+	if err != nil {
+		return err
+	}
+	m.Blobs = blobs
+	err = r.client.Push(ctx, reference, m, nil)
+	done(err == nil)
+	return err
+}
+
+// claim returns those of some blobs that the registry has not, when nobody else
+// is sending one of them. done has to be called when they are sent, or not.
+func (r *Repository) claim(ctx context.Context, blobs []blob.Ref) (todo []blob.Ref, done func(sent bool), err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.sent[d]
+	for i := 0; i < len(blobs); i++ {
+		busy, ok := r.sending[blobs[i].Desc.Digest]
+		if !ok {
+			continue
+		}
+		r.mu.Unlock()
+		select {
+		case <-busy:
+		case <-ctx.Done():
+		}
+		r.mu.Lock()
+		if ctx.Err() != nil {
+			return nil, nil, context.Cause(ctx)
+		}
+		i = -1 // others may have begun meanwhile
+	}
+	sent := make(chan struct{})
+	for _, b := range blobs {
+		if !r.sent[b.Desc.Digest] {
+			todo = append(todo, b)
+			r.sending[b.Desc.Digest] = sent
+		}
+	}
+	return todo, func(ok bool) {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		for _, b := range todo {
+			r.sent[b.Desc.Digest] = ok
+			delete(r.sending, b.Desc.Digest)
+		}
+		close(sent)
+	}, nil
 }
 
 // Origin implements [remote.Backend].
