@@ -249,11 +249,20 @@ func (o *overlay) touch(p string) error {
 // entries lists the layer, in the order and to the extent of layers.Walk: the
 // root is not in it.
 func (o *overlay) entries() []layers.Entry {
-	var list []layers.Entry
+	list := make([]layers.Entry, 0, o.root.size())
 	for _, name := range sortedKeys(o.root.children) {
 		o.collect(&list, o.root.children[name], name)
 	}
 	return list
+}
+
+// size is the number of nodes below n.
+func (n *node) size() int {
+	size := len(n.children)
+	for _, c := range n.children {
+		size += c.size()
+	}
+	return size
 }
 
 // collect adds n and what is below it to list, if any of that was made, and
