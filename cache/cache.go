@@ -84,6 +84,7 @@ const (
 // Store is the cache of a store root. Its methods may be called at once.
 type Store struct {
 	dir  string
+	temp tempFile
 	warn func(error)
 	now  func() time.Time
 
@@ -113,14 +114,21 @@ type entry struct {
 // for damaged records; it may be called from any goroutine that uses the Store,
 // and must not use it.
 func Open(root *state.Root, warn func(error)) (*Store, error) {
-	return open(filepath.Join(root.Dir(), "cache"), warn)
+	s, err := open(filepath.Join(root.Dir(), "cache"), warn)
+	if err != nil {
+		return nil, err
+	}
+	s.temp = root.TempFile // it goes if we are killed
+	return s, nil
 }
 
 func open(dir string, warn func(error)) (*Store, error) {
 	if err := os.MkdirAll(filepath.Join(dir, "locks"), 0o700); err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
-	s := &Store{dir: dir, warn: warn, now: time.Now, snap: &snapshotFile{}, used: make(map[id]uint32)}
+	// One of each is made at a time, under the write lock.
+	temp := func(prefix string) (*os.File, error) { return os.Create(filepath.Join(dir, prefix+".new")) }
+	s := &Store{dir: dir, temp: temp, warn: warn, now: time.Now, snap: &snapshotFile{}, used: make(map[id]uint32)}
 	if err := s.load(); err != nil {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
@@ -459,7 +467,7 @@ func (s *Store) append(frames []frame) error {
 		return err
 	}
 	if s.log == nil {
-		if err := newLog(s.logPath(), newMark()); err != nil {
+		if err := newLog(s.logPath(), s.temp, newMark()); err != nil {
 			return err
 		}
 		if err := s.load(); err != nil {
@@ -510,7 +518,7 @@ func (s *Store) compact() error {
 	}
 	m := newMark()
 	oldest := hours(s.now().Add(-memoKeep))
-	err = writeSnapshot(s.snapshotPath(), m, func(yield func(frame) bool) {
+	err = writeSnapshot(s.snapshotPath(), s.temp, m, func(yield func(frame) bool) {
 		more := true // no longer if writing failed, as on a full disk
 		s.each(func(f frame) {
 			if more && (f.kind != kindMemo || f.used >= oldest) {
@@ -521,7 +529,7 @@ func (s *Store) compact() error {
 	if err != nil {
 		return fmt.Errorf("compact cache: %w", err)
 	}
-	if err := newLog(s.logPath(), m); err != nil {
+	if err := newLog(s.logPath(), s.temp, m); err != nil {
 		return fmt.Errorf("compact cache: %w", err)
 	}
 	clear(s.used)

@@ -73,18 +73,33 @@ func openLog(path string) (*logFile, error) {
 	return &logFile{f: f, mark: mark(header[16:]), pos: logHeader}, nil
 }
 
+// tempFile makes a temporary file on the cache's file system.
+type tempFile func(prefix string) (*os.File, error)
+
 // newLog replaces the log by an empty one. The caller holds the write lock.
-func newLog(path string, m mark) error {
+func newLog(path string, temp tempFile, m mark) (err error) {
 	b := make([]byte, 0, logHeader)
 	b = append(b, logMagic...)
 	b = binary.LittleEndian.AppendUint32(b, version)
 	b = append(b, 0, 0, 0, 0)
 	b = append(b, m[:]...)
-	temp := path + ".new"
-	if err := os.WriteFile(temp, b, 0o600); err != nil {
+	f, err := temp("log")
+	if err != nil {
 		return err
 	}
-	return os.Rename(temp, path)
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err = f.Write(b); err != nil {
+		f.Close()
+		return err
+	}
+	if err := f.Close(); err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), path)
 }
 
 func newMark() (m mark) {

@@ -315,7 +315,7 @@ func benchStore(b *testing.B, n int) string {
 	b.Helper()
 	dir := b.TempDir()
 	s := testStore(b, dir)
-	err := writeSnapshot(s.snapshotPath(), newMark(), func(yield func(frame) bool) {
+	err := writeSnapshot(s.snapshotPath(), s.temp, newMark(), func(yield func(frame) bool) {
 		for i := range n {
 			r := testRecord(i)
 			yield(frame{kind: kindRecord, used: s.hour(), id: recordID(r.Key), payload: encodeRecord(r)})

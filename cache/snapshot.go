@@ -163,15 +163,14 @@ func (s *snapshotFile) all() iter.Seq2[frame, error] {
 // writeSnapshot replaces the snapshot at path by one of frames, which have
 // different ids. The caller holds the write lock. It is on disk before it takes
 // its name: the log that it replaces is gone then.
-func writeSnapshot(path string, m mark, frames iter.Seq[frame]) (err error) {
-	temp := path + ".new"
-	f, err := os.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+func writeSnapshot(path string, temp tempFile, m mark, frames iter.Seq[frame]) (err error) {
+	f, err := temp("snapshot")
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			os.Remove(temp)
+			os.Remove(f.Name())
 		}
 	}()
 	defer f.Close()
@@ -221,7 +220,7 @@ func writeSnapshot(path string, m mark, frames iter.Seq[frame]) (err error) {
 		return err
 	}
 	if err := unix.Fdatasync(int(f.Fd())); err != nil {
-		return fmt.Errorf("sync %s: %w", temp, err)
+		return fmt.Errorf("sync %s: %w", f.Name(), err)
 	}
-	return os.Rename(temp, path)
+	return os.Rename(f.Name(), path)
 }

@@ -30,13 +30,13 @@ func errorFaults() []fault {
 		list = append(list, fault{name: f.name, outcome: "the command fails with an error that says it, or does without", points: func(l *lab) []point {
 			var points []point
 			for _, class := range f.classes {
-				for _, p := range atCalls(class, func(b *bed, p phase, n int) {
+				for _, p := range atCalls(class, 2, func(b *bed, p phase, n int) {
 					r := b.disturbed(injection{class: class, n: n, errno: f.errno, all: f.all}, p.args(b)...)
 					if r.code == 0 {
 						return
 					}
 					b.failed(r)
-					if r.hits >= n && !strings.Contains(r.stderr, f.errno.Error()) {
+					if r.hits >= n && !strings.Contains(strings.ToLower(r.stderr), f.errno.Error()) {
 						b.Errorf("it does not say %q: %v", f.errno.Error(), r)
 					}
 				})(l) {
@@ -47,7 +47,7 @@ func errorFaults() []fault {
 		}})
 	}
 	return append(list, fault{name: "short writes", outcome: "the rest is written", points: func(l *lab) []point {
-		return atCalls("write", func(b *bed, p phase, n int) {
+		return atCalls("write", perPhase, func(b *bed, p phase, n int) {
 			if r := b.disturbed(injection{class: "write", n: n, short: true}, p.args(b)...); r.code != 0 {
 				b.Errorf("%v", r)
 			}

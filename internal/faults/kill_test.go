@@ -7,15 +7,15 @@ import (
 	"time"
 )
 
-// perPhase is at how many of the calls of a class each phase is disturbed.
-const perPhase = 6
+// perPhase is at how many of the calls of a class each phase is killed.
+const perPhase = 5
 
 // killFaults kill strake with SIGKILL.
 func killFaults() []fault {
 	var list []fault
 	for _, class := range []string{"rename", "sync", "link", "mount", "unlink", "mkdir", "create", "write", "lock", "attribute", "process"} {
 		list = append(list, fault{name: "killed before a call/" + class, outcome: "the command works when it is given again",
-			points: atCalls(class, func(b *bed, p phase, n int) {
+			points: atCalls(class, perPhase, func(b *bed, p phase, n int) {
 				r := b.disturbed(injection{class: class, n: n}, p.args(b)...)
 				if r.hits >= n && r.signal != syscall.SIGKILL || r.hits < n && r.code != 0 {
 					b.Errorf("call %d of %d: %v", n, r.hits, r)
@@ -50,12 +50,13 @@ func killFaults() []fault {
 		}})
 }
 
-// atCalls are points at calls of a class, in all phases that make some.
-func atCalls(class string, run func(b *bed, p phase, n int)) func(l *lab) []point {
+// atCalls are points at calls of a class, in all phases that make some: so many in
+// each.
+func atCalls(class string, most int, run func(b *bed, p phase, n int)) func(l *lab) []point {
 	return func(l *lab) []point {
 		var points []point
 		for _, p := range phases() {
-			for _, n := range spread(upTo(l.count(p, class)), perPhase) {
+			for _, n := range spread(upTo(l.count(p, class)), most) {
 				points = append(points, point{fmt.Sprintf("%s/%d", p.name, n), func(b *bed) {
 					p.begin(b)
 					run(b, p, n)

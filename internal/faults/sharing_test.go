@@ -100,7 +100,7 @@ func sharingFaults() []fault {
 			}
 		}},
 		{name: "builder that stands still", outcome: "others wait for it, and go on when it dies", points: func(l *lab) []point {
-			return atCalls("lock", func(b *bed, p phase, n int) {
+			return atCalls("lock", 2, func(b *bed, p phase, n int) {
 				stopped := make(chan struct{})
 				started := make(chan int, 1)
 				run, hits := b.watched(injection{class: "lock", n: n, act: func() {

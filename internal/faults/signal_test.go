@@ -16,7 +16,7 @@ func signalFaults() []fault {
 		list = append(list, fault{name: "interrupted by " + unix.SignalName(sig), outcome: "exit code 128 + n, and nothing is left", points: func(l *lab) []point {
 			var points []point
 			for _, class := range []string{"create", "write"} {
-				points = append(points, atCalls(class, func(b *bed, p phase, n int) {
+				points = append(points, atCalls(class, 2, func(b *bed, p phase, n int) {
 					r := b.signalled(class, n, p, sig)
 					if r.hits >= n && r.code != 128+int(sig) && r.code != 0 {
 						b.Errorf("exit code %d: %v", r.code, r)
@@ -29,7 +29,7 @@ func signalFaults() []fault {
 		}})
 	}
 	return append(list,
-		fault{name: "interrupted twice", outcome: "it ends at once, and the next command sweeps up", points: atCalls("create", func(b *bed, p phase, n int) {
+		fault{name: "interrupted twice", outcome: "it ends at once, and the next command sweeps up", points: atCalls("create", 2, func(b *bed, p phase, n int) {
 			b.signalled("create", n, p, syscall.SIGINT, syscall.SIGINT)
 		})},
 		fault{name: "nobody reads stdout", outcome: "exit code 1, and nothing is left", points: func(*lab) []point {
