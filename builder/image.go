@@ -91,6 +91,9 @@ func (b *Builder) stored(ref string, platform ocispec.Platform) (*base, error) {
 		return nil, err
 	}
 	config, err := b.Images.Config(best.ID)
+	if errors.Is(err, image.ErrNotFound) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/cache/remote"
 	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
 )
@@ -64,8 +65,8 @@ func (e *assumptionError) Error() string {
 }
 
 // Again reports whether a build or export of its results failed because of
-// something that a remote cache does not have after all. It has been forgotten
-// then: the same request builds it.
+// something that a remote cache does not have after all, or of a blob of the store
+// that was damaged. It has been forgotten then: the same request builds it.
 func (b *Builder) Again(r *Request, err error) bool {
 	if r.again++; r.again > maxAgain {
 		return false
@@ -78,6 +79,9 @@ func (b *Builder) Again(r *Request, err error) bool {
 	var assumed *assumptionError
 	var unreachable net.Error
 	switch {
+	case errors.Is(err, blob.ErrDamaged):
+		// It was ours, and is gone now.
+		return true
 	case errors.As(err, &content):
 		if errors.As(content.err, &unreachable) {
 			r.offline = true

@@ -123,7 +123,7 @@ func Open(root *state.Root, warn func(error)) (*Store, error) {
 }
 
 func open(dir string, warn func(error)) (*Store, error) {
-	if err := os.MkdirAll(filepath.Join(dir, "locks"), 0o700); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, "locks"), 0o700); err != nil && !errors.Is(err, unix.EROFS) {
 		return nil, fmt.Errorf("open cache: %w", err)
 	}
 	// One of each is made at a time, under the write lock.

@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-build/strake/state"
 )
 
 // Lock waits until nobody else, in this process or another, runs the step of
@@ -41,7 +43,7 @@ func (s *Store) Lock(ctx context.Context, k Key) (unlock func(), err error) {
 // is removed by unlock, so that there are no more files than locks: a lock is
 // good only if its file still has the name when it is taken.
 func tryLock(path string) (unlock func(), err error) {
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := state.OpenFile(path, os.O_RDWR)
 	if err != nil {
 		return nil, err
 	}

@@ -11,6 +11,8 @@ import (
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-build/strake/state"
 )
 
 // logFile is the log: a header, then frames, appended by any process that holds
@@ -57,13 +59,16 @@ func openLog(path string) (*logFile, error) {
 	if errors.Is(err, syscall.EROFS) {
 		f, err = os.Open(path) // to be read; adding to it fails
 	}
+	if errors.Is(err, syscall.EISDIR) {
+		err = fmt.Errorf("%s: %w", path, errForeign)
+	}
 	if err != nil {
 		return nil, err
 	}
 	header := make([]byte, logHeader)
-	if _, err = io.ReadFull(f, header); err != nil {
+	if _, err = io.ReadFull(f, header); errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) {
 		err = errForeign
-	} else {
+	} else if err == nil {
 		err = checkMagic(header, logMagic)
 	}
 	if err != nil {
@@ -99,7 +104,7 @@ func newLog(path string, temp tempFile, m mark) (err error) {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), path)
+	return state.Place(f.Name(), path)
 }
 
 func newMark() (m mark) {
@@ -165,7 +170,7 @@ func (l *logFile) append(b []byte) error {
 // writeLock takes the lock that writers of the directory share and waits for
 // it. It is held for as long as an append or a compaction takes.
 func writeLock(dir string) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := state.OpenFile(filepath.Join(dir, "lock"), os.O_RDWR)
 	if err != nil {
 		return nil, err
 	}

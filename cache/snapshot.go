@@ -15,6 +15,8 @@ import (
 	"sort"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-build/strake/state"
 )
 
 // snapshotFile is the compacted log: every entry once, and an index sorted by
@@ -54,7 +56,7 @@ func openSnapshot(path string) (*snapshotFile, error) {
 	if err != nil {
 		return nil, err
 	}
-	if fi.Size() < snapshotHeader || int64(int(fi.Size())) != fi.Size() {
+	if !fi.Mode().IsRegular() || fi.Size() < snapshotHeader || int64(int(fi.Size())) != fi.Size() {
 		return nil, fmt.Errorf("%s: %w", path, errForeign)
 	}
 	data, err := unix.Mmap(int(f.Fd()), 0, int(fi.Size()), unix.PROT_READ, unix.MAP_SHARED)
@@ -222,5 +224,5 @@ func writeSnapshot(path string, temp tempFile, m mark, frames iter.Seq[frame]) (
 	if err := unix.Fdatasync(int(f.Fd())); err != nil {
 		return fmt.Errorf("sync %s: %w", f.Name(), err)
 	}
-	return os.Rename(f.Name(), path)
+	return state.Place(f.Name(), path)
 }

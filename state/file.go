@@ -1,7 +1,10 @@
 package state
 
 import (
+	"bytes"
 	"errors"
+	"fmt"
+	"hash/crc32"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -22,7 +25,7 @@ func WriteFile(path string, data []byte, perm os.FileMode, sync bool) error {
 	if err != nil {
 		return err
 	}
-	return replace(f, path, data, perm, sync)
+	return replace(f, path, data, perm, sync, os.Rename)
 }
 
 // WriteFile does what the function does, for a file of the store.
@@ -31,14 +34,40 @@ func (r *Root) WriteFile(path string, data []byte, perm os.FileMode, sync bool) 
 	if err != nil {
 		return err
 	}
-	return replace(f, path, data, perm, sync)
+	return replace(f, path, data, perm, sync, Place)
+}
+
+// Place renames a finished file to its place in the store. A directory there is
+// damage, and removed.
+func Place(from, to string) error {
+	err := os.Rename(from, to)
+	if err == nil || !removeDir(to) {
+		return err
+	}
+	return os.Rename(from, to)
+}
+
+// OpenFile opens a file of the store that is never replaced, as a lock, and makes
+// it if it is not there. A directory in its place is damage, and removed.
+func OpenFile(path string, flag int) (*os.File, error) {
+	f, err := os.OpenFile(path, flag|os.O_CREATE, 0o600)
+	if errors.Is(err, syscall.EISDIR) && removeDir(path) {
+		f, err = os.OpenFile(path, flag|os.O_CREATE, 0o600)
+	}
+	return f, err
+}
+
+// removeDir removes a directory that stands where a file belongs.
+func removeDir(path string) bool {
+	fi, err := os.Lstat(path)
+	return err == nil && fi.IsDir() && RemoveAll(path) == nil
 }
 
 // replace writes data to the temporary file f and renames it to path.
-func replace(f *os.File, path string, data []byte, perm os.FileMode, sync bool) error {
+func replace(f *os.File, path string, data []byte, perm os.FileMode, sync bool, rename func(from, to string) error) error {
 	err := fill(f, data, perm, sync)
 	if err == nil {
-		err = os.Rename(f.Name(), path)
+		err = rename(f.Name(), path)
 	}
 	if err != nil {
 		return errors.Join(err, os.Remove(f.Name()))
@@ -59,6 +88,26 @@ func fill(f *os.File, data []byte, perm os.FileMode, sync bool) error {
 		err = f.Sync()
 	}
 	return errors.Join(err, f.Close())
+}
+
+const sealPrefix = "\n\"crc32c:"
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
+
+// Seal adds a checksum to JSON that is to be a file of the store, as a line of
+// its own: a flipped bit may leave it JSON and make it say something else.
+func Seal(data []byte) []byte {
+	return fmt.Appendf(data[:len(data):len(data)], "%s%08x\"\n", sealPrefix, crc32.Checksum(data, castagnoli))
+}
+
+// Unseal returns what was sealed, and whether it is undamaged. Data without a
+// checksum was written before there were any, and is taken as it is.
+func Unseal(data []byte) ([]byte, bool) {
+	i := bytes.LastIndex(data, []byte(sealPrefix))
+	if i < 0 {
+		return data, true
+	}
+	return data[:i], bytes.Equal(Seal(data[:i]), data)
 }
 
 // SyncDir makes the names in a directory durable.

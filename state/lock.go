@@ -124,14 +124,14 @@ func (r *Root) sweepLocks() {
 // openLock opens the file of a lock, and makes it if there is none.
 func (r *Root) openLock(name string) (*os.File, error) {
 	path := r.Path(lockDir, name)
-	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := OpenFile(path, os.O_RDWR)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return f, err
 	}
 	if _, err := r.MkdirAll(lockDir); err != nil {
 		return nil, err
 	}
-	return os.OpenFile(path, os.O_RDWR|os.O_CREATE, 0o600)
+	return OpenFile(path, os.O_RDWR)
 }
 
 // tryLock takes a lock (syscall.LOCK_EX or LOCK_SH) on f unless another has it.

@@ -19,6 +19,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 )
 
 // version is the version of the store's layout that this program reads and
@@ -95,7 +96,7 @@ const versionPrefix = "strake store "
 // checkVersion fails for a newer store, and writes the version of a new one.
 func (r *Root) checkVersion() error {
 	data, err := os.ReadFile(r.Path(versionFile))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EISDIR) {
 		return err
 	}
 	if text, ok := strings.CutPrefix(string(data), versionPrefix); ok {

@@ -19,6 +19,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/strake-build/strake/state"
 )
 
 // The index is two files. "index" is a header and records sorted by device and
@@ -321,7 +323,7 @@ func (x *Index) Save() error {
 }
 
 func (x *Index) lock() (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(x.dir, "lock"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := state.OpenFile(filepath.Join(x.dir, "lock"), os.O_RDWR)
 	if err != nil {
 		return nil, err
 	}
@@ -341,7 +343,7 @@ func (x *Index) lock() (unlock func(), err error) {
 var errLogFull = errors.New("log is full")
 
 func (x *Index) appendLog() (err error) {
-	f, err := os.OpenFile(filepath.Join(x.dir, "index.log"), os.O_RDWR|os.O_CREATE, 0o600)
+	f, err := state.OpenFile(filepath.Join(x.dir, "index.log"), os.O_RDWR)
 	if err != nil {
 		return err
 	}
@@ -477,7 +479,7 @@ func writeBase(name string, all iter.Seq[record]) (err error) {
 	defer func() {
 		err = errors.Join(err, f.Close())
 		if err == nil {
-			err = os.Rename(f.Name(), name)
+			err = state.Place(f.Name(), name)
 		}
 		if err != nil {
 			os.Remove(f.Name())

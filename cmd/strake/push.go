@@ -56,9 +56,11 @@ func runPush(ctx context.Context, o pushOptions, ref string, e *env) (err error)
 		name.Images = []image.Image{img}
 	}
 	var desc ocispec.Descriptor
-	err = e.show("push "+registry.Familiar(norm), o.displayOptions, func(report progress.Func) (err error) {
-		desc, err = s.transfer().Push(ctx, name, norm, report)
-		return err
+	err = e.show("push "+registry.Familiar(norm), o.displayOptions, func(report progress.Func) error {
+		return undamaged(func() (err error) {
+			desc, err = s.transfer().Push(ctx, name, norm, report)
+			return err
+		})
 	})
 	if err != nil {
 		return err

@@ -63,5 +63,11 @@ func runSave(ctx context.Context, o saveOptions, args []string, e *env) (err err
 		names = append(names, n)
 	}
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Stdout: e.stdout}
-	return x.Save(ctx, names, transfer.Sources(s.client, s.blobs, progress.Discard), out)
+	save := func() error {
+		return x.Save(ctx, names, transfer.Sources(s.client, s.blobs, progress.Discard), out)
+	}
+	if out.ToStdout() {
+		return save() // what was written can't be taken back
+	}
+	return undamaged(save)
 }

@@ -195,6 +195,21 @@ func (s *store) close() error {
 	return errors.Join(errs...)
 }
 
+// maxDamaged is how many damaged blobs a command puts up with.
+const maxDamaged = 40
+
+// undamaged calls fn again if it fails because of a blob that is damaged: it is
+// gone then, and made or fetched again.
+func undamaged(fn func() error) error {
+	var err error
+	for range maxDamaged {
+		if err = fn(); !errors.Is(err, blob.ErrDamaged) {
+			return err
+		}
+	}
+	return err
+}
+
 // transfer moves images between the store and registries.
 func (s *store) transfer() *transfer.Transfer {
 	return &transfer.Transfer{Registry: s.client, Layers: s.layers, Blobs: s.blobs, Images: s.images, Packer: s.packer}

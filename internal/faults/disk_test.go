@@ -66,7 +66,7 @@ func (d *disk) fill(leave int) {
 	d.b.must(unix.Statfs(d.dir, &st))
 	f, err := os.Create(filepath.Join(d.dir, "ballast"))
 	d.b.must(err)
-	d.b.must(unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-int64(leave)<<10))
+	d.b.must(unix.Fallocate(int(f.Fd()), 0, 0, int64(st.Bavail)*st.Bsize-int64(leave+64)<<10))
 	d.b.must(f.Close())
 }
 

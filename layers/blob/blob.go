@@ -28,6 +28,20 @@ import (
 // ErrNotFound: the blob is not in the store.
 var ErrNotFound = errors.New("blob not found")
 
+// ErrDamaged: the blob was in the store and had other content than its name says.
+// It is there no more: errors of this kind are of kind ErrNotFound, too.
+var ErrDamaged = errors.New("blob is damaged")
+
+// damagedError is an error of kind ErrDamaged.
+type damagedError struct{ d digest.Digest }
+
+func (e damagedError) Error() string {
+	return fmt.Sprintf("blob %s is damaged: its content has another digest", e.d)
+}
+
+// Is implements the interface of package errors.
+func (e damagedError) Is(target error) bool { return target == ErrDamaged || target == ErrNotFound }
+
 // Ref is a blob and the way to its bytes. It may be in a store, in a registry
 // or not made yet.
 type Ref struct {
@@ -104,7 +118,7 @@ func (s *Store) Stat(d digest.Digest) (int64, error) {
 		return 0, err
 	}
 	if !fi.Mode().IsRegular() {
-		return 0, fmt.Errorf("blob %s is no regular file", d)
+		return 0, fmt.Errorf("%s, which is no regular file: %w", d, ErrNotFound)
 	}
 	return fi.Size(), nil
 }

@@ -154,7 +154,7 @@ func TestDamage(t *testing.T) {
 		}
 		defer r.Close()
 		n, err := io.Copy(io.Discard, io.LimitReader(r, int64(len(content))))
-		if err == nil || n >= int64(len(content)) {
+		if !errors.Is(err, ErrDamaged) || !errors.Is(err, ErrNotFound) || n >= int64(len(content)) {
 			t.Errorf("%d damaged bytes of %d were given, %v", n, len(content), err)
 		}
 		if _, err := s.Stat(d); !errors.Is(err, ErrNotFound) {

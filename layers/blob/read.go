@@ -17,7 +17,7 @@ const maxBytes = 16 << 20
 
 // Reader opens a blob. Reading to the end fails if the content does not have
 // the digest; such a blob is removed so that the next one to want it fetches it
-// again. The last bytes are only given once all are verified: whoever got as
+// again, and the error is ErrDamaged. The last bytes are only given once all are verified: whoever got as
 // many as the blob has got the right ones. The error is ErrNotFound if it is
 // not there or has another size (size < 0: any).
 func (s *Store) Reader(d digest.Digest, size int64) (io.ReadCloser, error) {
@@ -33,7 +33,7 @@ func (s *Store) Reader(d digest.Digest, size int64) (io.ReadCloser, error) {
 	}
 	fi, err := f.Stat()
 	if err == nil && !fi.Mode().IsRegular() {
-		err = fmt.Errorf("blob %s is no regular file", d)
+		err = fmt.Errorf("%s, which is no regular file: %w", d, ErrNotFound)
 	}
 	if err == nil && size >= 0 && fi.Size() != size {
 		err = fmt.Errorf("%s with %d bytes: %w", d, size, ErrNotFound)
@@ -103,7 +103,7 @@ func (r *reader) Close() error { return r.f.Close() }
 
 // damaged removes the blob, unless it is another file by now.
 func (r *reader) damaged() error {
-	err := fmt.Errorf("blob %s is damaged: its content has another digest", r.d)
+	var err error = damagedError{r.d}
 	mine, err1 := r.f.Stat()
 	there, err2 := os.Lstat(r.s.Path(r.d))
 	if err1 == nil && err2 == nil && os.SameFile(mine, there) {

@@ -98,6 +98,8 @@ func (w *Writer) Commit() (digest.Digest, int64, error) {
 	if fi, err := os.Lstat(path); err == nil && fi.Mode().IsRegular() && fi.Size() == w.n {
 		w.s.remember(d)
 		return d, w.n, w.Close()
+	} else if err == nil && fi.IsDir() {
+		_ = os.RemoveAll(path)
 	}
 	f := w.f
 	w.f = nil

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/distribution/reference"
@@ -399,17 +400,21 @@ func (s *Store) write(path string, v any) error {
 	if err != nil {
 		return err
 	}
-	return s.root.WriteFile(path, data, 0o644, true)
+	return s.root.WriteFile(path, state.Seal(data), 0o644, true)
 }
 
 // read reads a file of the store; a damaged one is told as missing.
 func read[T any](path string) (T, error) {
 	var v T
 	data, err := os.ReadFile(path)
+	if errors.Is(err, syscall.EISDIR) {
+		return v, fs.ErrNotExist
+	}
 	if err != nil {
 		return v, err
 	}
-	if json.Unmarshal(data, &v) != nil {
+	data, sound := state.Unseal(data)
+	if !sound || json.Unmarshal(data, &v) != nil {
 		return v, fs.ErrNotExist
 	}
 	return v, nil

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
@@ -279,6 +280,19 @@ func TestDamagedFilesAreMissing(t *testing.T) {
 	}
 	if _, err := s.images.Find("bad"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("got %v", err)
+	}
+	// JSON still, and about another platform.
+	s.put(t, "bad", []string{"bad"})
+	n = s.find(t, "bad")
+	data, err := os.ReadFile(s.images.nameFile(n.Ref))
+	if err != nil || !bytes.Contains(data, []byte(`"linux"`)) {
+		t.Fatalf("%s, %v", data, err)
+	}
+	if err := os.WriteFile(s.images.nameFile(n.Ref), bytes.Replace(data, []byte(`"linux"`), []byte(`"minux"`), 1), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.images.Find("bad"); !errors.Is(err, ErrNotFound) {
+		t.Errorf("after a flipped bit: %v", err)
 	}
 	s.put(t, "bad", []string{"bad"}) // and can be stored again
 	s.find(t, "bad")

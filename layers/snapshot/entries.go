@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 	"weak"
 
@@ -260,7 +261,7 @@ func (s *Store) recipe(id layers.ID) (*recipe, error) {
 // damaged is gone, unless its directory is there, so that the next build makes
 // it again.
 func (s *Store) recipeError(id layers.ID, err error) error {
-	if !errors.Is(err, errDamaged) && !errors.Is(err, fs.ErrNotExist) {
+	if !errors.Is(err, errDamaged) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.EISDIR) {
 		return err
 	}
 	if l, lerr := s.load(id); lerr == nil && !l.Dir && len(l.Blobs) == 0 {

@@ -189,14 +189,15 @@ func (s *Store) forget(id layers.ID) {
 // load reads a layer's file. What it says is there, is.
 func (s *Store) load(id layers.ID) (Layer, error) {
 	data, err := readFile(s.path(id, layerFile), maxLayerFile)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.EISDIR) {
 		return Layer{}, fmt.Errorf("layer %s: %w", id, ErrNotFound)
 	}
 	if err != nil {
 		return Layer{}, err
 	}
+	data, sound := state.Unseal(data)
 	var l Layer
-	if err := json.Unmarshal(data, &l); err != nil || l.ID != id {
+	if err := json.Unmarshal(data, &l); err != nil || !sound || l.ID != id {
 		return Layer{}, fmt.Errorf("layer %s: damaged %s: %w", id, layerFile, ErrNotFound)
 	}
 	if l.Spoiled {
@@ -309,7 +310,7 @@ func (s *Store) publish(dir string, l Layer) error {
 	if err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, layerFile), data, 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(dir, layerFile), state.Seal(data), 0o600); err != nil {
 		return err
 	}
 	if err := s.root.Keep(state.KindLayer, string(l.ID)); err != nil {
@@ -349,7 +350,7 @@ func (s *Store) Update(id layers.ID, change func(*Layer)) error {
 	if err != nil {
 		return err
 	}
-	return s.root.WriteFile(s.path(id, layerFile), data, 0o600, false)
+	return s.root.WriteFile(s.path(id, layerFile), state.Seal(data), 0o600, false)
 }
 
 // Lose forgets the blobs of a layer, which turned out to be missing or damaged

@@ -265,6 +265,15 @@ func TestDamagedLayers(t *testing.T) {
 		"another's": func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "layer.json"), []byte(`{"id":"x"}`), 0o600)
 		},
+		"flipped bit": func(dir string) error {
+			data, err := os.ReadFile(filepath.Join(dir, "layer.json"))
+			if err != nil {
+				return err
+			}
+			at := bytes.Index(data, []byte(`"size":`)) + len(`"size":`)
+			data[at] ^= 1 // another digit
+			return os.WriteFile(filepath.Join(dir, "layer.json"), data, 0o600)
+		},
 		"missing": func(dir string) error { return os.Remove(filepath.Join(dir, "layer.json")) },
 		"no contents": func(dir string) error {
 			return os.WriteFile(filepath.Join(dir, "layer.json"), []byte(`{"id":"`+p.diffID.Encoded()+`","dir":true}`), 0o600)

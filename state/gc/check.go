@@ -298,6 +298,10 @@ func (s *Store) inspectImages(_ context.Context, r *references, _ bool) ([]findi
 			if errors.Is(err, fs.ErrNotExist) {
 				continue
 			}
+			if errors.Is(err, unix.EISDIR) {
+				found = append(found, s.stranger(path, "is a directory"))
+				continue
+			}
 			if err != nil {
 				return nil, err
 			}
@@ -311,6 +315,10 @@ func (s *Store) inspectImages(_ context.Context, r *references, _ bool) ([]findi
 
 // imageFile returns what is wrong with a file of an image or a name.
 func (s *Store) imageFile(r *references, name, dir string, data []byte) string {
+	data, sound := state.Unseal(data)
+	if !sound {
+		return "can't be read: its checksum is another"
+	}
 	var images []image.Image
 	switch dir {
 	case "names":

@@ -28,6 +28,7 @@ import (
 
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/plan"
+	"github.com/strake-build/strake/state"
 )
 
 const (
@@ -127,7 +128,7 @@ func (c *Client) Resolve(ctx context.Context, op *plan.HTTP) (digest.Digest, err
 	if err != nil {
 		return "", err
 	}
-	return d, os.Rename(name, c.file(d))
+	return d, state.Place(name, c.file(d))
 }
 
 // LastModified is when the server says that the file was changed; the zero time
@@ -167,7 +168,7 @@ func (c *Client) Fetch(ctx context.Context, op *plan.HTTP, dir string) ([]layers
 			return nil, err
 		}
 		d = got
-		if err := os.Rename(name, staged); err != nil {
+		if err := state.Place(name, staged); err != nil {
 			err = errors.Join(move(name, staged), os.Remove(name))
 			if err != nil {
 				return nil, err
@@ -253,7 +254,7 @@ func (c *Client) remember(m memo) error {
 	}
 	_, err = f.Write(b)
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), c.memoFile(m.URL))
+		err = state.Place(f.Name(), c.memoFile(m.URL))
 	}
 	if err != nil {
 		os.Remove(f.Name())
