@@ -5,6 +5,7 @@ import (
 	"math/rand/v2"
 	"path"
 	"strings"
+	"unicode/utf8"
 )
 
 // New makes an input.
@@ -196,7 +197,7 @@ func (w *writer) source(stage int) string {
 	if f.Type == 'l' && !w.seldom() {
 		f = w.in.Files[0]
 	}
-	p := f.Path
+	p := strings.ReplaceAll(f.Path, "$", w.escape+"$")
 	switch w.IntN(9) {
 	case 0:
 		return path.Dir(p) + "/*"
@@ -207,7 +208,8 @@ func (w *writer) source(stage int) string {
 			return p + w.one("/", "/.")
 		}
 	case 3:
-		return p[:len(p)-1] + "*"
+		_, last := utf8.DecodeLastRuneInString(p)
+		return p[:len(p)-last] + "*"
 	case 4:
 		return path.Join(path.Dir(p), w.one("*", "?", "[a-c]", "*.*"))
 	case 5:
@@ -216,17 +218,17 @@ func (w *writer) source(stage int) string {
 	return p
 }
 
-// copyFlags are those that ADD has too, but for from.
-func (w *writer) copyFlags() (flags []string) {
+// copyFlags are flags of COPY and ADD, but for from.
+func (w *writer) copyFlags(command string) (flags []string) {
 	flag := func(n int, f string) {
 		if w.dice.in(n) {
 			flags = append(flags, f)
 		}
 	}
-	owner := w.one("1", "1:2", "0", "1000:0", "4294967294", "${O:-5}", "07:7")
+	owner := w.one("1", "1:2", "0", "1000:0", "2147483647", "${O:-5}", "07:7")
 	switch {
 	case w.seldom():
-		owner = w.one("root", "nouser", "1:nogroup", ":3", "4294967295", "-1")
+		owner = w.one("root", "nouser", "1:nogroup", ":3", "4294967294", "4294967295", "-1")
 	case w.shell:
 		owner = w.one("root", "www-data", "nobody:users", "operator:0", "33:www-data", "1", "1:nogroup")
 	}
@@ -237,7 +239,9 @@ func (w *writer) copyFlags() (flags []string) {
 	}
 	flag(6, "--chmod="+mode)
 	flag(5, "--link"+w.one("", "", "=true", "=false"))
-	flag(6, "--parents")
+	if command == "COPY" {
+		flag(6, "--parents")
+	}
 	for w.dice.in(6) {
 		flags = append(flags, "--exclude="+quoteless(w.pattern(w.in.Files)))
 	}
@@ -249,7 +253,7 @@ func quoteless(s string) string { return strings.NewReplacer(" ", "", `"`, "", "
 
 // copyLine is a COPY or ADD in one of its forms.
 func (w *writer) copyLine(command string, stage int) string {
-	flags := w.copyFlags()
+	flags := w.copyFlags(command)
 	from := -1
 	switch {
 	case command == "COPY" && stage > 0 && w.dice.in(2):
@@ -374,16 +378,16 @@ func (w *writer) here() {
 	if dash == "" {
 		body = strings.ReplaceAll(body, "EOFX", " EOF")
 	}
-	flags := ""
+	flags, command := "", w.one("COPY", "ADD")
 	if w.dice.in(3) {
-		flags = strings.Join(w.copyFlags(), " ") + " "
+		flags = strings.Join(w.copyFlags(command), " ") + " "
 	}
 	second := ""
 	tail := ""
 	if w.dice.in(5) {
 		second, tail = " <<OTHER", "\nother $A\nOTHER"
 	}
-	w.add("%s %s<<%s%s%s %s\n%s%s%s", w.one("COPY", "ADD"), strings.TrimLeft(flags, " "), dash, word, second, w.path(), body, end, tail)
+	w.add("%s %s<<%s%s%s %s\n%s%s%s", command, strings.TrimLeft(flags, " "), dash, word, second, w.path(), body, end, tail)
 }
 
 // run writes a RUN: they are few, since they cost time.

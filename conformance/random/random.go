@@ -105,11 +105,11 @@ func (in *Input) String() string {
 }
 
 // Shrink returns a smaller input for which bad still holds, by leaving out parts
-// as long as it does. bad is called some hundred times at most.
+// as long as it does. bad is called some 150 times at most.
 func (in *Input) Shrink(bad func(*Input) bool) *Input {
 	best, calls := *in, 0
 	try := func(change func(*Input)) bool {
-		if calls++; calls > 300 {
+		if calls++; calls > 150 {
 			return false
 		}
 		next := best
@@ -142,7 +142,7 @@ func (in *Input) Shrink(bad func(*Input) bool) *Input {
 				}
 			}
 		}
-		again = again && calls < 300
+		again = again && calls < 150
 	}
 	if len(best.Ignore) == 0 {
 		try(func(in *Input) { in.IgnoreName = "" })
