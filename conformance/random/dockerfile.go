@@ -197,7 +197,7 @@ func (w *writer) source(stage int) string {
 	if f.Type == 'l' && !w.seldom() {
 		f = w.in.Files[0]
 	}
-	p := strings.ReplaceAll(f.Path, "$", w.escape+"$")
+	p := strings.NewReplacer("$", w.escape+"$", "'", w.escape+"'", `"`, w.escape+`"`).Replace(f.Path)
 	switch w.IntN(9) {
 	case 0:
 		return path.Dir(p) + "/*"
