@@ -29,15 +29,30 @@ func splitGroup(s builds.Step) string {
 	return g
 }
 
+// alignable is a step with its name split.
+type alignable struct {
+	*builds.Step
+	stage, text string
+}
+
+func splitAll(steps []builds.Step) []alignable {
+	list := make([]alignable, len(steps))
+	for i := range steps {
+		list[i].Step = &steps[i]
+		list[i].stage, list[i].text = splitName(steps[i])
+	}
+	return list
+}
+
 // align finds for each step of a build the one of an earlier build that has its
 // place: its index, -1 if there is none.
-func align(now, old []builds.Step) []int {
+func align(nowSteps, oldSteps []builds.Step) []int {
+	now, old := splitAll(nowSteps), splitAll(oldSteps)
 	type group struct{ now, old []int }
 	groups := map[string]*group{}
 	var order []*group
-	of := func(s builds.Step) *group {
-		stage, _ := splitName(s)
-		key := s.Platform + "\x00" + stage
+	of := func(s alignable) *group {
+		key := s.Platform + "\x00" + s.stage
 		g := groups[key]
 		if g == nil {
 			g = &group{}
@@ -72,10 +87,8 @@ func align(now, old []builds.Step) []int {
 		if to[i] >= 0 {
 			continue
 		}
-		_, text := splitName(now[i])
 		for o := range old {
-			_, oldText := splitName(old[o])
-			if !taken[o] && old[o].Kind == now[i].Kind && old[o].Platform == now[i].Platform && (oldText == text || now[i].Key != "" && now[i].Key == old[o].Key) {
+			if !taken[o] && old[o].Kind == now[i].Kind && old[o].Platform == now[i].Platform && (old[o].text == now[i].text || now[i].Key != "" && now[i].Key == old[o].Key) {
 				to[i], taken[o] = o, true
 				break
 			}
@@ -89,12 +102,8 @@ const maxTable = 4 << 20
 
 // alignGroup aligns the steps of one stage: those of equal text by the longest
 // common sequence, and in the gaps the most similar ones.
-func alignGroup(now, old []builds.Step, a, b []int, to []int) {
-	same := func(i, j int) bool {
-		_, x := splitName(now[i])
-		_, y := splitName(old[j])
-		return now[i].Kind == old[j].Kind && x == y
-	}
+func alignGroup(now, old []alignable, a, b []int, to []int) {
+	same := func(i, j int) bool { return now[i].Kind == old[j].Kind && now[i].text == old[j].text }
 	if len(a)*len(b) > maxTable {
 		b = b[:maxTable/len(a)]
 	}
@@ -137,7 +146,7 @@ func alignGroup(now, old []builds.Step, a, b []int, to []int) {
 }
 
 // pairSimilar pairs steps of one kind, the most similar ones first.
-func pairSimilar(now, old []builds.Step, a, b []int, to []int) {
+func pairSimilar(now, old []alignable, a, b []int, to []int) {
 	type pair struct {
 		i, j int
 		like float64
@@ -149,9 +158,7 @@ func pairSimilar(now, old []builds.Step, a, b []int, to []int) {
 	for _, i := range a {
 		for _, j := range b {
 			if now[i].Kind == old[j].Kind {
-				_, x := splitName(now[i])
-				_, y := splitName(old[j])
-				pairs = append(pairs, pair{i, j, similar(x, y)})
+				pairs = append(pairs, pair{i, j, similar(now[i].text, old[j].text)})
 			}
 		}
 	}
