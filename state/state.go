@@ -116,7 +116,8 @@ func (r *Root) checkVersion() error {
 		return fmt.Errorf("%s is not empty and not a strake store", r.dir)
 	}
 	text := versionPrefix + strconv.Itoa(version) + "\n"
-	return r.WriteFile(r.Path(versionFile), []byte(text), 0o600, true)
+	// Not synced: one that a power failure damaged is written again.
+	return r.WriteFile(r.Path(versionFile), []byte(text), 0o600, false)
 }
 
 // looksOurs reports whether the directory is empty, or a store whose version

@@ -22,8 +22,8 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
-
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/strake-build/strake/attest"
 	"github.com/strake-build/strake/layers"
@@ -271,22 +271,15 @@ func (x *run) image(ctx context.Context) (map[string]any, error) {
 			configs = append(configs, c)
 		}
 	}
-	if err := x.store(configs); err != nil {
-		return nil, err
-	}
 	response := x.response(configs)
+	// Storing waits for the disk, and pushing for the registry.
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return x.store(configs) })
 	if push {
 		x.describe(response, made)
-		for _, name := range x.o.Names {
-			if x.o.ByDigest {
-				name = strings.TrimSuffix(name, ":latest")
-			}
-			if err := x.push(ctx, name, made); err != nil {
-				return nil, err
-			}
-		}
+		g.Go(func() error { return x.pushAll(ctx, made) })
 	}
-	return response, nil
+	return response, g.Wait()
 }
 
 // store puts images that were built into the image store.
@@ -306,6 +299,18 @@ func (x *run) store(configs [][]byte) error {
 	}
 	for _, n := range names {
 		x.status("naming to %s", n)
+	}
+	return nil
+}
+
+func (x *run) pushAll(ctx context.Context, r *result) error {
+	for _, name := range x.o.Names {
+		if x.o.ByDigest {
+			name = strings.TrimSuffix(name, ":latest")
+		}
+		if err := x.push(ctx, name, r); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -10,6 +10,7 @@ import (
 	"os"
 
 	"github.com/opencontainers/go-digest"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -172,12 +173,17 @@ func (s *Store) sync(blobs map[digest.Digest]struct{}) error {
 		}
 		return nil
 	}
+	// At once: the file system commits to its journal for all together.
+	var g errgroup.Group
 	for d := range blobs {
-		if err := syncFile(s.Path(d)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
-		}
+		g.Go(func() error {
+			if err := syncFile(s.Path(d)); !errors.Is(err, fs.ErrNotExist) {
+				return err
+			}
+			return nil
+		})
 	}
-	return dir.Sync()
+	return errors.Join(g.Wait(), dir.Sync())
 }
 
 func syncFile(path string) error {
