@@ -133,7 +133,7 @@ func deliberate(in *random.Input, r pair.Result) string {
 	}
 	links := slices.ContainsFunc(in.Files, func(f random.File) bool { return f.Type == 'h' })
 	if links && r.Ours != nil && cmp.Equal(r.Theirs.Unlinked(), r.Ours.Unlinked()) {
-		return "hard links in the context are files of their own (docs/decisions/0003-context-links.md)"
+		return "hard links in the context are files of their own (docs/decisions/0004-context-links.md)"
 	}
 	return ""
 }
