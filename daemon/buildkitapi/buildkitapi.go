@@ -88,6 +88,7 @@ type Server struct {
 	waiting map[string]chan struct{} // closed when the job is there
 	history *history
 	builds  *builds.Store
+	pruning sync.Mutex
 	// stopping is closed when the server is.
 	stopping chan struct{}
 }

@@ -91,6 +91,11 @@ func (s *Server) Prune(req *controlapi.PruneRequest, stream controlapi.Control_P
 	if err != nil {
 		return err
 	}
+	s.pruning.Lock()
+	defer s.pruning.Unlock()
+	if err := s.rest(); err != nil {
+		return err
+	}
 	keeper, done, err := s.keeper()
 	if err != nil {
 		return err
@@ -123,6 +128,20 @@ func (s *Server) Prune(req *controlapi.PruneRequest, stream controlapi.Control_P
 		}
 	}
 	return err
+}
+
+// rest gives up the lease that the daemon itself has if no build goes on. Blobs
+// that are younger than any lease are not pruned, and what the daemon writes for
+// itself, which is all done with then, has nothing to do with them.
+func (s *Server) rest() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(s.jobs) > 0 {
+		return nil
+	}
+	s.history.mu.Lock()
+	defer s.history.mu.Unlock()
+	return s.o.Root.Release()
 }
 
 // usageFilters reads filters in containerd's form, one of which has to match:
