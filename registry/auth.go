@@ -78,7 +78,11 @@ func (h *host) refuse(resp *http.Response, used string, scopes *[]string) bool {
 	h.auth.challenge = ch
 	for _, t := range h.auth.tokens {
 		if t.value != "" && used == "Bearer "+t.value {
-			t.value = ""
+			// What ended it may have ended those for other scopes, too.
+			for _, t := range h.auth.tokens {
+				t.value = ""
+			}
+			break
 		}
 	}
 	return ch.scheme == "bearer" || used == ""
