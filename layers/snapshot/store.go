@@ -355,14 +355,30 @@ func (s *Store) Update(id layers.ID, change func(*Layer)) error {
 
 // Lose forgets the blobs of a layer, which turned out to be missing or damaged
 // wherever they should be. A layer that has neither a directory nor a recipe is
-// not there any more.
+// removed: nobody has it mounted.
 func (s *Store) Lose(id layers.ID) error {
 	err := s.Update(id, func(l *Layer) { l.Blobs, l.Origins, l.Variants = nil, nil, nil })
 	s.forget(id)
+	if err == nil {
+		err = s.removeLost(id)
+	}
 	if errors.Is(err, ErrNotFound) {
 		err = nil
 	}
 	return err
+}
+
+// removeLost removes a layer of which nothing is left.
+func (s *Store) removeLost(id layers.ID) error {
+	unlock, err := s.lock(id)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := s.load(id); !errors.Is(err, ErrNotFound) {
+		return err
+	}
+	return s.moveAway(id)
 }
 
 // Unpack makes files of a tar stream in a directory, as those of layers are made.
