@@ -365,12 +365,19 @@ func (bd *build) run(ctx context.Context, v *vertex, key cache.Key) (_ cache.Rec
 	return rec, nil
 }
 
+// maxMerged bounds the layers of a merge: merges of merges can double them with
+// each step of a plan.
+const maxMerged = 4096
+
 func (bd *build) merge(ctx context.Context, v *vertex) ([]layers.Tree, error) {
 	var merged layers.Tree
 	for i := range v.inputs {
 		t, err := bd.inputTree(ctx, v, i)
 		if err != nil {
 			return nil, err
+		}
+		if len(merged)+len(t) > maxMerged {
+			return nil, bd.stepError(v, fmt.Errorf("the merged tree would have %d layers, more than %d", len(merged)+len(t), maxMerged))
 		}
 		merged = append(merged, t...)
 	}
