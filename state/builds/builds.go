@@ -106,7 +106,7 @@ type Limits struct {
 	Builds int           // how many builds are kept; 0 is 100
 	Bytes  int64         // in all, of builds that are over; 0 is 256 MiB
 	Age    time.Duration // builds that are older go; 0 is no limit
-	Step   int64         // of the output of one step; 0 is 1 GiB. What is beyond is not kept.
+	Step   int64         // of the output of one step; 0 is half of Bytes. What is beyond is not kept.
 }
 
 func (l Limits) withDefaults() Limits {
@@ -117,7 +117,7 @@ func (l Limits) withDefaults() Limits {
 		l.Bytes = 256 << 20
 	}
 	if l.Step == 0 {
-		l.Step = 1 << 30
+		l.Step = l.Bytes / 2
 	}
 	return l
 }
