@@ -1,6 +1,7 @@
 package explain
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"strings"
@@ -142,7 +143,11 @@ func TestShare(t *testing.T) {
 	if err := b.End(nil, nil); err != nil {
 		t.Fatal(err)
 	}
-	data, err := Share(b.Record())
+	var plain []byte
+	data, err := Share(b.Record(), func(p []byte) error { plain = p; return nil })
+	if !json.Valid(plain) {
+		t.Errorf("what is checked is %q", plain)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

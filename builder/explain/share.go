@@ -35,8 +35,9 @@ const (
 	maxPlain = 64 << 20
 )
 
-// Share packs the record of a build. It is empty if that is too large.
-func Share(r builds.Record) ([]byte, error) {
+// Share packs the record of a build. It is empty if that is too large. check is
+// shown what is packed, and may refuse it.
+func Share(r builds.Record, check func(plain []byte) error) ([]byte, error) {
 	steps, err := r.Steps()
 	if err != nil || len(steps) == 0 {
 		return nil, err
@@ -63,6 +64,9 @@ func Share(r builds.Record) ([]byte, error) {
 		}
 	}
 	plain, err := json.Marshal(s)
+	if err == nil {
+		err = check(plain)
+	}
 	if err != nil {
 		return nil, err
 	}

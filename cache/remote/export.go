@@ -121,6 +121,9 @@ func (e *Exporter) Memo(tree, selector string, d digest.Digest) {
 		if ok, err := e.backend.Has(ctx, name); err != nil || ok {
 			return err
 		}
+		if err := image.CheckJSON(e.o.Pack.Guard, "record of what a step copies in the cache", []byte(selector)); err != nil {
+			return err
+		}
 		object, err := encode(Memo{tree, selector, d})
 		if err != nil {
 			return err
@@ -231,6 +234,9 @@ func (e *Exporter) background(name string, fn func(context.Context) error) {
 			return
 		}
 		if err := fn(e.ctx); err != nil {
+			if leak := (*image.LeakError)(nil); errors.As(err, &leak) {
+				leak.In = "the cache"
+			}
 			e.mu.Lock()
 			if e.err == nil {
 				e.err = err

@@ -17,6 +17,7 @@ import (
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/layers/compress"
+	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/progress"
 )
 
@@ -86,7 +87,11 @@ func (e *Exporter) mount(ctx context.Context, name, dir string) (err error) {
 		}
 		w.CloseWithError(layers.WriteTar(ctx, w, layers.Walk(dir), open, layers.TarOptions{NoWhiteouts: true}))
 	}()
+	search := e.o.Pack.Guard.Search()
 	err = compress.Cut(r, func(segment []byte) error {
+		if search != nil {
+			_, _ = search.Write(segment)
+		}
 		d, size, err := e.packer.Blobs.Put(bytes.NewReader(enc.EncodeAll(segment, nil)), "", -1)
 		if err != nil {
 			return err
@@ -98,6 +103,9 @@ func (e *Exporter) mount(ctx context.Context, name, dir string) (err error) {
 	})
 	r.CloseWithError(errors.New("not wanted any more"))
 	<-done
+	if found, ok := search.Found(); ok {
+		return &image.LeakError{Secret: found.Secret, Form: found.Form, Part: "what steps keep in a cache mount"}
+	}
 	if err != nil {
 		return err
 	}

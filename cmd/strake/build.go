@@ -118,7 +118,7 @@ type resourceOptions struct {
 	shmSize, memory, memorySwap string
 	ulimits                     []string
 	cpuShares, cpuPeriod        uint64
-	cpuQuota                    int64
+	cpuQuota, pids              int64
 	cpus, mems, parent          string
 }
 
@@ -132,6 +132,7 @@ func (o *resourceOptions) addFlags(f *pflag.FlagSet) {
 	f.Int64Var(&o.cpuQuota, "cpu-quota", 0, "CPU time in each period in microseconds")
 	f.StringVar(&o.cpus, "cpuset-cpus", "", "CPUs that RUN steps may use, as 0-3")
 	f.StringVar(&o.mems, "cpuset-mems", "", "memory nodes that RUN steps may use")
+	f.Int64Var(&o.pids, "pids-limit", 0, "how many processes each RUN step may have at once (default no limit)")
 	f.StringVar(&o.parent, "cgroup-parent", "", "cgroup that RUN steps are put below")
 }
 
@@ -296,12 +297,12 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err != nil {
 		return err
 	}
-	rec.shareBy(ctx, caches, s)
+	rec.shareBy(ctx, caches, s, guard)
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Registry: s.client, Stdout: e.stdout, Progress: display.Event}
 	metadata, err = deliver(ctx, b, request, x, outputs, o.verify, describe.attest, remotes.Fields())
 	// What was done is worth to be kept if the rest failed, too.
 	if ferr := remotes.Finish(ctx); err == nil {
-		err = ferr
+		err = leakError(ferr, nil)
 	}
 	if err != nil {
 		return err
@@ -435,6 +436,7 @@ func (o resourceOptions) apply(p *parser.Options) (err error) {
 		return err
 	}
 	p.Resources.CPUShares, p.Resources.CPUPeriod, p.Resources.CPUQuota = o.cpuShares, o.cpuPeriod, o.cpuQuota
+	p.Resources.Pids = o.pids
 	p.Resources.CPUSetCPUs, p.Resources.CPUSetMems, p.Resources.CgroupParent = o.cpus, o.mems, o.parent
 	for _, u := range o.ulimits {
 		l, err := units.ParseUlimit(u)

@@ -9,6 +9,8 @@ import (
 
 	"github.com/strake-build/strake/builder/explain"
 	"github.com/strake-build/strake/cache/remote"
+	"github.com/strake-build/strake/layers/image"
+	"github.com/strake-build/strake/layers/leak"
 	"github.com/strake-build/strake/state/builds"
 )
 
@@ -21,11 +23,14 @@ func sharedName(r builds.Record) string {
 
 // share writes the record of a build to the caches that got its results. That
 // it can't is worth a warning.
-func (c caches) share(ctx context.Context, s *store, r builds.Record, e *env) {
+func (c caches) share(ctx context.Context, s *store, r builds.Record, guard *leak.Guard, e *env) {
 	if len(c.to) == 0 {
 		return
 	}
-	data, err := explain.Share(r)
+	data, err := explain.Share(r, func(plain []byte) error { return image.CheckJSON(guard, "record of the build", plain) })
+	if errors.As(err, new(*image.LeakError)) {
+		e.warnf("the record of the build is not written to caches: %v", err)
+	}
 	if err != nil || data == nil {
 		return // explanations then are less good, no more
 	}
@@ -46,11 +51,11 @@ func (c caches) share(ctx context.Context, s *store, r builds.Record, e *env) {
 }
 
 // shareBy has a record compared with what caches tell of, and handed on to them.
-func (r *recording) shareBy(ctx context.Context, c caches, s *store) {
+func (r *recording) shareBy(ctx context.Context, c caches, s *store, guard *leak.Guard) {
 	if r == nil {
 		return
 	}
-	r.share = func(record builds.Record) { c.share(ctx, s, record, r.e) }
+	r.share = func(record builds.Record) { c.share(ctx, s, record, guard, r.e) }
 	r.elsewhere = func(now explain.Build, record builds.Record) []explain.Build {
 		for _, spec := range c.from {
 			if b, err := s.sharedBuild(ctx, spec, record); err == nil && explain.Alike(now, b) {

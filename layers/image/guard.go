@@ -2,6 +2,7 @@ package image
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -28,6 +29,8 @@ type LeakError struct {
 	// Part is where it is if it is in no layer, as "image configuration,
 	// history[2].created_by".
 	Part string
+	// In is what it would have been published in; empty: the image.
+	In string
 }
 
 func (e *LeakError) Error() string {
@@ -40,7 +43,7 @@ func (e *LeakError) Error() string {
 			at += ", in its name or attributes"
 		}
 	}
-	return fmt.Sprintf("the secret %q is in the image %s: %s", e.Secret, e.Form, at)
+	return fmt.Sprintf("the secret %q is in %s %s: %s", e.Secret, cmp.Or(e.In, "the image"), e.Form, at)
 }
 
 // UnsearchedError tells that a step that made the layer was given a secret that

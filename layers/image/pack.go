@@ -170,11 +170,8 @@ func (p *Packer) DiffID(ctx context.Context, id layers.ID, o PackOptions, src sn
 	key := strings.Join(append([]string{"diff", string(id), o.times()}, marks...), "\x00")
 	done, err := p.flights.Do(ctx, key, func(ctx context.Context) (packed, error) {
 		h := sha256.New()
-		w, s := io.Writer(h), searchFor(o, marks)
-		if s != nil {
-			w = io.MultiWriter(h, s)
-		}
-		if err := p.writeTar(ctx, id, o, src, w); err != nil {
+		s := searchFor(o, marks)
+		if err := p.writeTar(ctx, id, o, src, s.Beside(h)); err != nil {
 			return packed{}, err
 		}
 		if err := p.judge(ctx, id, o, src, s); err != nil {
@@ -329,11 +326,7 @@ func (p *Packer) compress(ctx context.Context, o PackOptions, s *leak.Search, wr
 	if err != nil {
 		return packed{}, err
 	}
-	to := []io.Writer{h, c}
-	if s != nil {
-		to = append(to, s)
-	}
-	buffered := bufio.NewWriterSize(io.MultiWriter(to...), 128<<10)
+	buffered := bufio.NewWriterSize(s.Beside(io.MultiWriter(h, c)), 128<<10)
 	err = write(buffered)
 	if err == nil {
 		err = buffered.Flush()

@@ -2,8 +2,10 @@ package leak
 
 import (
 	"bytes"
+	"compress/gzip"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -69,6 +71,32 @@ func TestForms(t *testing.T) {
 				t.Errorf("%s in pieces of %d: %v, %+v; want %+v", name, size, ok, got, m)
 			}
 		}
+	}
+}
+
+func TestBeside(t *testing.T) {
+	t.Parallel()
+	g := guard(token)
+	for _, size := range []int{100, 200_000} {
+		text := append(bytes.Repeat([]byte{'x'}, size), token...)
+		s, h := g.Search(), sha256.New()
+		w := s.Beside(h)
+		for p := text; len(p) > 0; {
+			n := min(len(p), 128<<10)
+			if got, err := w.Write(p[:n]); got != n || err != nil {
+				t.Fatal(got, err)
+			}
+			p = p[n:]
+		}
+		if m, ok := s.Found(); !ok || m.Offset != int64(size) {
+			t.Errorf("found %v, %+v", ok, m)
+		}
+		if want := sha256.Sum256(text); !bytes.Equal(h.Sum(nil), want[:]) {
+			t.Error("what was written beside the search is wrong")
+		}
+	}
+	if w := (*Guard)(nil).Search().Beside(io.Discard); w != io.Discard {
+		t.Errorf("%T", w)
 	}
 }
 
@@ -181,36 +209,49 @@ func FuzzSearch(f *testing.F) {
 	})
 }
 
+// BenchmarkSearch compares the search with what else is done with the bytes of a
+// layer: all are hashed, and most are compressed.
 func BenchmarkSearch(b *testing.B) {
-	text := make([]byte, 16<<20)
+	const size = 128 << 10      // of what layers.WriteTar writes at once
+	text := make([]byte, size)  // words
+	noise := make([]byte, size) // as programs and images are
 	rnd := rand.New(rand.NewPCG(3, 4))
 	words := strings.Fields("the quick brown fox jumps over the lazy dog func return import package string")
 	for i := 0; i < len(text); {
 		i += copy(text[i:], words[rnd.IntN(len(words))]+" ")
+	}
+	for i := 0; i < len(noise); i += 8 {
+		binary.LittleEndian.PutUint64(noise[i:], rnd.Uint64())
+	}
+	bench := func(name string, w func() io.Writer) {
+		b.Run(name, func(b *testing.B) {
+			const rounds = 32
+			b.SetBytes(2 * size * rounds)
+			for b.Loop() {
+				w := w()
+				for range rounds {
+					w.Write(text)
+					w.Write(noise)
+				}
+			}
+		})
 	}
 	for _, c := range []struct {
 		name    string
 		secrets []string
 	}{
 		{"8 bytes", []string{"hunter2!"}},
+		{"20 bytes", []string{"AKIA0123456789ABCDEF"}},
 		{"a token", []string{"ghp_16C7e42F292c6912E7710c838347Ae178B4a"}},
 		{"10 tokens", strings.Fields(tokens(10))},
+		{"100 tokens", strings.Fields(tokens(100))},
 	} {
-		b.Run(c.name, func(b *testing.B) {
-			g := guard(c.secrets...)
-			b.SetBytes(int64(len(text)))
-			for b.Loop() {
-				s := g.Search()
-				io.Copy(struct{ io.Writer }{s}, struct{ io.Reader }{bytes.NewReader(text)})
-			}
-		})
+		g := guard(c.secrets...)
+		bench(c.name, func() io.Writer { return g.Search() })
+		bench("sha256, "+c.name+" beside it", func() io.Writer { return g.Search().Beside(sha256.New()) })
 	}
-	b.Run("sha256", func(b *testing.B) {
-		b.SetBytes(int64(len(text)))
-		for b.Loop() {
-			sha256.Sum256(text)
-		}
-	})
+	bench("sha256", func() io.Writer { return sha256.New() })
+	bench("gzip", func() io.Writer { return gzip.NewWriter(io.Discard) })
 }
 
 func tokens(n int) string {

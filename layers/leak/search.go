@@ -2,6 +2,8 @@ package leak
 
 import (
 	"encoding/binary"
+	"io"
+	"math/bits"
 	"slices"
 	"strings"
 )
@@ -9,12 +11,14 @@ import (
 // index finds patterns. Of the text only every stride-th group of four bytes is
 // looked at. The stride is so that one of those lies in any occurrence of any
 // pattern, among its first stride+3 bytes. Most groups are in no pattern, which
-// a table of bits tells; the others are compared. It is the more worth the longer
-// the patterns are.
+// a table of bits tells; the others are looked up in a second one, and compared. It
+// is the more worth the longer the patterns are.
 type index struct {
 	stride  int
 	longest int
-	bits    [1 << 10]uint64
+	shift   uint     // of a hash, to an index of the tables
+	bits    []uint64 // by the one hash
+	again   []uint64 // by another one
 	groups  map[uint32][]place
 	all     []pattern
 }
@@ -27,7 +31,11 @@ type place struct {
 
 const (
 	groupLen  = 4
-	maxStride = 32
+	maxStride = 64
+	// The tables have this many bits for each group, within limits: few are set,
+	// and for one or two secrets they fit into the fastest cache.
+	bitsPerGroup     = 64
+	minBits, maxBits = 16, 20 // as logarithms
 )
 
 func newIndex(values map[string]string) *index {
@@ -44,27 +52,35 @@ func newIndex(values map[string]string) *index {
 		x.stride = min(x.stride, len(p.text)-groupLen+1)
 		x.longest = max(x.longest, len(p.text))
 	}
+	size := min(max(bits.Len(uint(len(all)*x.stride*bitsPerGroup)), minBits), maxBits)
+	x.shift = uint(32 - size)
+	x.bits, x.again = make([]uint64, 1<<size/64), make([]uint64, 1<<size/64)
 	for i := range all {
 		p := &all[i]
 		for at := range x.stride {
 			g := binary.LittleEndian.Uint32([]byte(p.text[at:]))
 			x.groups[g] = append(x.groups[g], place{p, at})
-			h := slot(g)
+			h, a := g*multiplier>>x.shift, g*another>>x.shift
 			x.bits[h>>6] |= 1 << (h & 63)
+			x.again[a>>6] |= 1 << (a & 63)
 		}
 	}
 	return x
 }
 
-func slot(g uint32) uint32 { return g * 0x9e3779b1 >> 16 }
+// A group is hashed by a multiplication, of which the upper bits count.
+const multiplier, another uint32 = 0x9e3779b1, 0x85ebca6b
 
 // find returns the first pattern in b.
 func (x *index) find(b []byte) (Match, bool) {
-	stride := x.stride
+	stride, shift, bits := x.stride, x.shift, x.bits
 	for i := 0; i+groupLen <= len(b); i += stride {
 		g := binary.LittleEndian.Uint32(b[i:])
-		h := slot(g)
-		if x.bits[h>>6]>>(h&63)&1 == 0 {
+		h := g * multiplier >> shift
+		if bits[h>>6]>>(h&63)&1 == 0 {
+			continue
+		}
+		if a := g * another >> shift; x.again[a>>6]>>(a&63)&1 == 0 {
 			continue
 		}
 		if m, ok := x.at(b, i, g); ok {
@@ -103,6 +119,37 @@ func (g *Guard) Search() *Search {
 		return nil
 	}
 	return &Search{x: x}
+}
+
+// Beside returns a writer that writes to w, and to the Search at the same time on
+// another processor: to hash bytes takes longer than to search them. Of nil it is
+// w.
+func (s *Search) Beside(w io.Writer) io.Writer {
+	if s == nil {
+		return w
+	}
+	return beside{s, w}
+}
+
+type beside struct {
+	s *Search
+	w io.Writer
+}
+
+func (b beside) Write(p []byte) (int, error) {
+	const worthIt = 16 << 10 // handing over less takes longer than searching it
+	if len(p) < worthIt {
+		_, _ = b.s.Write(p)
+		return b.w.Write(p)
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_, _ = b.s.Write(p)
+	}()
+	n, err := b.w.Write(p)
+	<-done
+	return n, err
 }
 
 // Write never fails.
