@@ -32,6 +32,9 @@ type fault struct {
 	// points are where it happens. They may depend on how much there is to
 	// disturb, which is counted by l.
 	points func(l *lab) []point
+	// waits: only all points are tried, as it takes half a minute to find out
+	// about any of them.
+	waits bool
 }
 
 // point is one of the points at which a fault happens.
@@ -44,7 +47,8 @@ type point struct {
 
 // faults is all there is.
 func faults() []fault {
-	return slices.Concat(killFaults(), errorFaults(), signalFaults(), diskFaults(), damageFaults(), sharingFaults())
+	return slices.Concat(killFaults(), errorFaults(), signalFaults(), diskFaults(), damageFaults(), sharingFaults(),
+		pullFaults(), pushFaults(), remoteCacheFaults(), stepFaults(), contextFaults(), clockFaults(), serveFaults())
 }
 
 // allPoints is set by `make faults`.
@@ -73,6 +77,9 @@ func TestFaults(t *testing.T) {
 					t.Fatal("there is no point at which it could happen")
 				}
 				if os.Getenv(allPoints) != "all" {
+					if f.waits {
+						return
+					}
 					points = spread(points, 1)
 				}
 				for _, p := range points {
