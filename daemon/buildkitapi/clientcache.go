@@ -21,7 +21,9 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/cache/remote"
+	"github.com/strake-build/strake/cache/remote/buildkit"
 	"github.com/strake-build/strake/cache/remote/connect"
+	"github.com/strake-build/strake/internal/manifest"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/blob"
 )
@@ -57,6 +59,7 @@ type clientCache struct {
 	objects map[string]object
 	blobs   map[digest.Digest]ocispec.Descriptor
 	changed bool
+	foreign []byte // manifest that is none of ours
 }
 
 // object is where an object is, and which blobs it needs.
@@ -94,7 +97,8 @@ func (j *job) clientCache(s remote.Spec) (connect.LocalCache, error) {
 	return c, nil
 }
 
-// read reads what the manifest d tells of. One of another program tells nothing.
+// read reads what the manifest d tells of. One of another program is kept for
+// BuildKit.
 func (c *clientCache) read(ctx context.Context, d digest.Digest) error {
 	if err := d.Validate(); err != nil {
 		return err
@@ -108,7 +112,10 @@ func (c *clientCache) read(ctx context.Context, d digest.Digest) error {
 		return err
 	}
 	if m.ArtifactType != typeClientCache {
-		return errors.New("it was not written by strake")
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.foreign = data
+		return nil
 	}
 	if err := m.Config.Digest.Validate(); err != nil {
 		return err
@@ -122,6 +129,27 @@ func (c *clientCache) read(ctx context.Context, d digest.Digest) error {
 		c.blobs[l.Digest] = l
 	}
 	return json.Unmarshal(data, &c.objects)
+}
+
+// BuildKit returns the cache of BuildKit's that the directory has.
+func (c *clientCache) BuildKit(ctx context.Context, _, _ string) ([]*buildkit.Manifest, error) {
+	c.mu.Lock()
+	raw := c.foreign
+	c.mu.Unlock()
+	if raw == nil {
+		return nil, nil
+	}
+	mediaType, err := manifest.Type(raw, "")
+	if err != nil {
+		return nil, err
+	}
+	list, err := buildkit.Read(ctx, ocispec.Descriptor{MediaType: mediaType}, raw, func(ctx context.Context, desc ocispec.Descriptor) ([]byte, error) {
+		return document(ctx, c.cs, desc)
+	})
+	if err == nil && len(list) == 0 {
+		err = errors.New("it was not written by strake, nor by BuildKit")
+	}
+	return list, err
 }
 
 // Get implements [remote.Backend].

@@ -11,7 +11,6 @@ import (
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/cache/remote"
 	"github.com/strake-build/strake/cache/remote/buildkit"
-	"github.com/strake-build/strake/cache/remote/dir"
 	"github.com/strake-build/strake/cache/remote/oci"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/image"
@@ -130,12 +129,14 @@ func once(warn func(error)) func(error) {
 func (c *Connector) importers(spec remote.Spec) ([]remote.Backend, *buildkit.Importer, error) {
 	if spec.Type != remote.TypeRegistry {
 		b, err := c.Cache(spec)
-		d, ok := b.(*dir.Dir)
+		layout, ok := b.(interface {
+			BuildKit(ctx context.Context, tag, digest string) ([]*buildkit.Manifest, error)
+		})
 		if err != nil || !ok {
 			return []remote.Backend{b}, nil, err
 		}
 		load := func(ctx context.Context) ([]*buildkit.Manifest, error) {
-			return d.BuildKit(ctx, spec.Attrs["tag"], spec.Attrs["digest"])
+			return layout.BuildKit(ctx, spec.Attrs["tag"], spec.Attrs["digest"])
 		}
 		return []remote.Backend{b}, &buildkit.Importer{Load: load, Origin: b.Origin()}, nil
 	}
