@@ -44,8 +44,11 @@ func Enter() (Mode, error) {
 	if err := os.Unsetenv(marker); err != nil {
 		return Mode{}, err
 	}
+	able, err := capable()
 	switch {
-	case capable():
+	case err != nil:
+		return Mode{}, err
+	case able:
 		if state == mapped {
 			if err := tie(); err != nil {
 				return Mode{}, err
@@ -75,26 +78,31 @@ func UID() int {
 	return os.Getuid()
 }
 
-// capable says whether this process may mount and be any user.
-func capable() bool {
+// capable says whether this process may mount and be any user. What fails for
+// another reason than that it may not is an error: who is root must not be taken
+// for somebody else, to whom the layers of root's store mean other files.
+func capable() (bool, error) {
 	if os.Geteuid() != 0 {
-		return false
+		return false, nil
 	}
 	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
 	var data [2]unix.CapUserData
 	if err := unix.Capget(&head, &data[0]); err != nil {
-		return false
+		return false, nil
 	}
 	const need = 1<<unix.CAP_SYS_ADMIN | 1<<unix.CAP_SETUID | 1<<unix.CAP_SETGID | 1<<unix.CAP_CHOWN
 	if data[0].Effective&need != need {
-		return false
+		return false, nil
 	}
 	// Security modules can take away what the capability sets show.
 	fd, err := unix.OpenTree(unix.AT_FDCWD, "/", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
-	if err != nil {
-		return false
+	switch err {
+	case nil:
+		return true, unix.Close(fd)
+	case unix.EPERM, unix.EACCES, unix.ENOSYS:
+		return false, nil
 	}
-	return unix.Close(fd) == nil
+	return false, fmt.Errorf("copy the mounts of this process: %w", err)
 }
 
 // current is the mode of a capable process.

@@ -199,7 +199,7 @@ func TestChildDiesWithParent(t *testing.T) {
 
 func TestRootStays(t *testing.T) {
 	t.Parallel()
-	if !capable() {
+	if able, err := capable(); err != nil || !able {
 		t.Skip("SKIPPED: not root")
 	}
 	mode, err := current()
