@@ -135,6 +135,9 @@ func (r *Root) looksOurs() (bool, error) {
 		case name == "lost+found", name == versionFile, strings.HasPrefix(name, tempPrefix):
 			// A mount point, damage, or another process that makes
 			// this store right now.
+		case name == lockDir:
+			// A process that had the store open when it was removed
+			// locks things still.
 		case name == tmpDir && len(entries) == 1 && len(names(r.Path(tmpDir))) == 0:
 			// Whoever starts a daemon may have made it a TMPDIR.
 		default:

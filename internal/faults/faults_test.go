@@ -67,7 +67,7 @@ func TestFaults(t *testing.T) {
 		}
 		names[f.name] = true
 	}
-	var ran atomic.Int64
+	var there, ran atomic.Int64
 	t.Run("fault", func(t *testing.T) {
 		for _, f := range all {
 			t.Run(f.name, func(t *testing.T) {
@@ -76,6 +76,7 @@ func TestFaults(t *testing.T) {
 				if len(points) == 0 {
 					t.Fatal("there is no point at which it could happen")
 				}
+				there.Add(int64(len(points)))
 				if os.Getenv(allPoints) != "all" {
 					if f.waits {
 						return
@@ -94,7 +95,7 @@ func TestFaults(t *testing.T) {
 			})
 		}
 	})
-	t.Logf("%d faults at %d points", len(all), ran.Load())
+	t.Logf("%d faults; of their %d points %d were tried", len(all), there.Load(), ran.Load())
 }
 
 // spread chooses n elements that lie evenly in list.
