@@ -13,6 +13,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/instructions"
 	bparser "github.com/moby/buildkit/frontend/dockerfile/parser"
 
+	"github.com/strake-build/strake/internal/lazyregexp"
 	"github.com/strake-build/strake/plan"
 )
 
@@ -46,8 +47,8 @@ func (f *File) at(loc []bparser.Range, err error) error {
 // markQuoted points the error at the flag or word that its message quotes, if
 // that is in its lines.
 func markQuoted(e *plan.Error) *plan.Error {
-	for _, re := range []*regexp.Regexp{namedFlag, quotedWord} {
-		if m := re.FindStringSubmatch(e.Err.Error()); m != nil {
+	for _, re := range []func() *regexp.Regexp{namedFlag, quotedWord} {
+		if m := re().FindStringSubmatch(e.Err.Error()); m != nil {
 			return mark(e, m[1])
 		}
 	}
@@ -98,7 +99,7 @@ func (f *File) syntaxFault(err error) *plan.Error {
 	}
 	hint, message := unwrapFault(err)
 	text := message.Error()
-	if misplaced.MatchString(text) && len(loc) == 1 {
+	if misplaced().MatchString(text) && len(loc) == 1 {
 		loc = location{{Start: bparser.Position{Line: loc[0].Start.Line + 1}}}
 	}
 	if text == "no build stage in current context" {
@@ -120,10 +121,10 @@ func (f *File) syntaxFault(err error) *plan.Error {
 
 var (
 	// misplaced are errors that the syntax packages give the line before for.
-	misplaced  = regexp.MustCompile(`^invalid escape token|parser directive can be used$`)
-	namedFlag  = regexp.MustCompile(`flag(?: specified)?:? (--[^\s,]+)`)
-	quotedWord = regexp.MustCompile(`["']([^"'$]{2,})["']`)
-	suggestion = regexp.MustCompile(`^(?s)(.*) \(did you mean ([^()]*)\?\)$`)
+	misplaced  = lazyregexp.New(`^invalid escape token|parser directive can be used$`)
+	namedFlag  = lazyregexp.New(`flag(?: specified)?:? (--[^\s,]+)`)
+	quotedWord = lazyregexp.New(`["']([^"'$]{2,})["']`)
+	suggestion = lazyregexp.New(`^(?s)(.*) \(did you mean ([^()]*)\?\)$`)
 )
 
 // unwrapFault takes the location, the line number and the suggestion that the
@@ -134,7 +135,7 @@ func unwrapFault(err error) (hint string, message error) {
 		err = located.Unwrap()
 	}
 	text := err.Error()
-	if m := suggestion.FindStringSubmatch(text); m != nil {
+	if m := suggestion().FindStringSubmatch(text); m != nil {
 		return fmt.Sprintf("did you mean %q?", m[2]), errors.New(shorten(m[1]))
 	}
 	if short := shorten(text); short != text {

@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"net/url"
 	"path"
-	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/strake-build/strake/internal/lazyregexp"
 	"github.com/strake-build/strake/plan"
 )
 
@@ -21,8 +21,8 @@ type gitSource struct {
 }
 
 var (
-	urlScheme = regexp.MustCompile(`^[a-zA-Z0-9]+://`)
-	scpStyle  = regexp.MustCompile(`^([a-zA-Z0-9-_]+)@([a-zA-Z0-9-.]+):(.*?)(?:\?(.*?))?(?:#(.*))?$`)
+	urlScheme = lazyregexp.New(`^[a-zA-Z0-9]+://`)
+	scpStyle  = lazyregexp.New(`^([a-zA-Z0-9-_]+)@([a-zA-Z0-9-.]+):(.*?)(?:\?(.*?))?(?:#(.*))?$`)
 )
 
 // parseGit reads the source of an ADD as a git repository: a git:// or ssh://
@@ -33,7 +33,7 @@ func parseGit(src string) (g *gitSource, git bool, err error) {
 	g = &gitSource{}
 	var query url.Values
 	var fragment string
-	if scheme := urlScheme.FindString(src); scheme != "" {
+	if scheme := urlScheme().FindString(src); scheme != "" {
 		u, err := url.Parse(src)
 		if err != nil {
 			return nil, false, nil
@@ -50,7 +50,7 @@ func parseGit(src string) (g *gitSource, git bool, err error) {
 		query, fragment = u.Query(), u.Fragment
 		u.Fragment, u.RawFragment, u.RawQuery = "", "", ""
 		g.op.Remote = u.String()
-	} else if m := scpStyle.FindStringSubmatch(src); m != nil {
+	} else if m := scpStyle().FindStringSubmatch(src); m != nil {
 		if query, err = url.ParseQuery(m[4]); err != nil {
 			return nil, true, err
 		}

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"path"
-	"regexp"
 	"slices"
 	"strings"
 
@@ -16,6 +15,7 @@ import (
 	"github.com/moby/buildkit/frontend/dockerfile/shell"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/strake-build/strake/internal/lazyregexp"
 	"github.com/strake-build/strake/plan"
 )
 
@@ -186,13 +186,13 @@ func (s *stage) lintUndefined(c instructions.Command, unmatched map[string]struc
 }
 
 var (
-	secretWord   = regexp.MustCompile(`(?i)(?:_|^)(?:apikey|auth|credentials?|key|password|pword|passwd|secret|token)(?:_|$)`)
-	harmlessWord = regexp.MustCompile(`(?i)(?:_|^)(?:public|file|version)(?:_|$)`)
+	secretWord   = lazyregexp.New(`(?i)(?:_|^)(?:apikey|auth|credentials?|key|password|pword|passwd|secret|token)(?:_|$)`)
+	harmlessWord = lazyregexp.New(`(?i)(?:_|^)(?:public|file|version)(?:_|$)`)
 )
 
 // lintSecret warns of variables that look like secrets, by their names.
 func (s *stage) lintSecret(instruction, key string, c instructions.Command) {
-	if secretWord.MatchString(key) && !harmlessWord.MatchString(key) {
+	if secretWord().MatchString(key) && !harmlessWord().MatchString(key) {
 		s.lint.Run(&linter.RuleSecretsUsedInArgOrEnv, c.Location(), linter.RuleSecretsUsedInArgOrEnv.Format(instruction, key))
 	}
 }

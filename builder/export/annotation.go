@@ -3,11 +3,12 @@ package export
 import (
 	"fmt"
 	"maps"
-	"regexp"
 	"strings"
 
 	"github.com/containerd/platforms"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/strake-build/strake/internal/lazyregexp"
 )
 
 // Annotation is a key and a value in one of the places that an image has for
@@ -29,8 +30,8 @@ const (
 )
 
 var (
-	levelPattern = regexp.MustCompile(`^([a-z-]+)(?:\[([A-Za-z0-9_/.()-]+)\])?$`)
-	attrPattern  = regexp.MustCompile(`^annotation(?:-([a-z-]+))?(?:\[([A-Za-z0-9_/.()-]+)\])?\.(\S+)$`)
+	levelPattern = lazyregexp.New(`^([a-z-]+)(?:\[([A-Za-z0-9_/.()-]+)\])?$`)
+	attrPattern  = lazyregexp.New(`^annotation(?:-([a-z-]+))?(?:\[([A-Za-z0-9_/.()-]+)\])?\.(\S+)$`)
 )
 
 // ParseAnnotation reads the value of an --annotation flag: KEY=VALUE, for the
@@ -49,7 +50,7 @@ func ParseAnnotation(s string) ([]Annotation, error) {
 	}
 	var out []Annotation
 	for one := range strings.SplitSeq(levels, ",") {
-		m := levelPattern.FindStringSubmatch(one)
+		m := levelPattern().FindStringSubmatch(one)
 		if m == nil {
 			return nil, fmt.Errorf("%q: %q is not a level: it is manifest, manifest-descriptor, index or index-descriptor, with [PLATFORM] behind it", s, one)
 		}
@@ -66,7 +67,7 @@ func ParseAnnotation(s string) ([]Annotation, error) {
 // annotation-LEVEL.KEY or annotation-LEVEL[PLATFORM].KEY. ok tells that it is
 // one.
 func AnnotationAttr(attr, value string) (a Annotation, ok bool, err error) {
-	m := attrPattern.FindStringSubmatch(attr)
+	m := attrPattern().FindStringSubmatch(attr)
 	if m == nil {
 		return Annotation{}, false, nil
 	}

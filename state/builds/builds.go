@@ -32,7 +32,6 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -454,11 +453,12 @@ func (s *Store) tooOld(name string) bool {
 	return err == nil && time.Since(t) > s.limits.Age
 }
 
-var plainRef = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}$`)
-
 // dirRef is ref in the name of a directory.
 func dirRef(ref string) string {
-	if plainRef.MatchString(ref) {
+	plain := func(r rune) bool {
+		return 'a' <= r && r <= 'z' || 'A' <= r && r <= 'Z' || '0' <= r && r <= '9' || strings.ContainsRune("_.-", r)
+	}
+	if ref != "" && len(ref) <= 64 && ref[0] != '.' && ref[0] != '-' && strings.IndexFunc(ref, func(r rune) bool { return !plain(r) }) < 0 {
 		return ref
 	}
 	sum := sha256.Sum256([]byte(ref))

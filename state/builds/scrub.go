@@ -4,22 +4,23 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"net/url"
-	"regexp"
 	"strings"
+
+	"github.com/strake-build/strake/internal/lazyregexp"
 )
 
 // secretName matches names of arguments whose values nobody should read in a
 // record. The words are those of BuildKit's check SecretsUsedInArgOrEnv.
-var secretName = regexp.MustCompile(`(?i)(^|_)(apikey|auth|credentials?|key|password|pword|passwd|secret|token)(_|$)`)
+var secretName = lazyregexp.New(`(?i)(^|_)(apikey|auth|credentials?|key|password|pword|passwd|secret|token)(_|$)`)
 
 // publicName excepts names that say that the value is public.
-var publicName = regexp.MustCompile(`(?i)(^|_)public(_|$)`)
+var publicName = lazyregexp.New(`(?i)(^|_)public(_|$)`)
 
 // Hide returns what a record says of the value of a variable: the value, or if
 // it may be secret three bytes of a hash, which tell that it changed and
 // nothing more.
 func Hide(name, value string) string {
-	if secretName.MatchString(name) && !publicName.MatchString(name) && value != "" {
+	if secretName().MatchString(name) && !publicName().MatchString(name) && value != "" {
 		sum := sha256.Sum256([]byte(name + "\x00" + value))
 		return "(hidden " + hex.EncodeToString(sum[:3]) + ")"
 	}

@@ -22,12 +22,12 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
-	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
+	"github.com/strake-build/strake/internal/lazyregexp"
 	"github.com/strake-build/strake/plan"
 )
 
@@ -54,10 +54,10 @@ type Client struct {
 }
 
 // A scheme, or user@host:path.
-var remoteURL = regexp.MustCompile(`^(https?|ssh|git|file)://[^\s]+$|^[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:[^\s]+$`)
+var remoteURL = lazyregexp.New(`^(https?|ssh|git|file)://[^\s]+$|^[A-Za-z0-9_.-]+@[A-Za-z0-9.-]+:[^\s]+$`)
 
 func (c *Client) check(op *plan.Git) error {
-	if !remoteURL.MatchString(op.Remote) || strings.HasPrefix(op.Remote, "file:") && !c.AllowFile {
+	if !remoteURL().MatchString(op.Remote) || strings.HasPrefix(op.Remote, "file:") && !c.AllowFile {
 		return fmt.Errorf("%q: not the URL of a git repository", redacted(op.Remote))
 	}
 	if u, err := url.Parse(op.Remote); err == nil && strings.HasPrefix(u.Hostname(), "-") {

@@ -7,9 +7,11 @@
 package copydir
 
 import (
+	"bufio"
 	"context"
-	"encoding/gob"
+	"encoding/json"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -172,12 +174,26 @@ func (s stamp) sameFile(t stamp) bool {
 	return s.Ino == t.Ino && s.Born == t.Born && s.Mode&unix.S_IFMT == t.Mode&unix.S_IFMT
 }
 
+// stamped is a line of the file of an index. Paths need not be UTF-8, which JSON
+// texts are.
+type stamped struct {
+	Path []byte
+	stamp
+}
+
 func (x index) save(path string) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return err
 	}
-	return errors.Join(gob.NewEncoder(f).Encode(x), f.Close())
+	w := bufio.NewWriter(f)
+	enc := json.NewEncoder(w)
+	for p, s := range x {
+		if err = enc.Encode(stamped{[]byte(p), s}); err != nil {
+			break
+		}
+	}
+	return errors.Join(err, w.Flush(), f.Close())
 }
 
 func loadIndex(path string) (index, error) {
@@ -186,6 +202,16 @@ func loadIndex(path string) (index, error) {
 		return nil, err
 	}
 	defer f.Close()
-	var x index
-	return x, gob.NewDecoder(f).Decode(&x)
+	x := index{}
+	for dec := json.NewDecoder(f); ; {
+		var s stamped
+		switch err := dec.Decode(&s); err {
+		case nil:
+			x[string(s.Path)] = s.stamp
+		case io.EOF:
+			return x, nil
+		default:
+			return nil, err
+		}
+	}
 }
