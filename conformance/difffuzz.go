@@ -122,8 +122,11 @@ var meant = []struct {
 	{regexp.MustCompile(`(?s)^buildkit refused.*invalid user index -1`), "BuildKit's own user IDs end at 2147483647, the kernel's at 4294967294"},
 	{regexp.MustCompile(`(?s)^buildkit refused.*--parents.*": not found`), "BuildKit does not find the root, nor paths with slashes too many, beside other sources of COPY --parents"},
 	{regexp.MustCompile(`(?s)^buildkit refused.*lstat /.*: no such file or directory`), "BuildKit's client does not send a directory in which a pattern matches nothing, and its daemon misses it"},
+	{regexp.MustCompile(`(?s)^strake refused.*owner "4294967295"`), "a user or group 4294967295 is none: chown leaves the owner as it is"},
 	{regexp.MustCompile(`(?s)^strake refused.*COPY.*--parents.*: not found`), "BuildKit does not look for the sources of COPY --parents in a stage that has nothing in it"},
 }
+
+var notSent = regexp.MustCompile(`(?s)^buildkit refused.*": not found`)
 
 // deliberate returns why a difference is meant to be, or "".
 func deliberate(in *random.Input, r pair.Result) string {
@@ -132,8 +135,13 @@ func deliberate(in *random.Input, r pair.Result) string {
 			return m.why
 		}
 	}
-	links := slices.ContainsFunc(in.Files, func(f random.File) bool { return f.Type == 'h' })
-	if links && r.Ours != nil && cmp.Equal(r.Theirs.Unlinked(), r.Ours.Unlinked()) {
+	has := func(t byte) bool {
+		return slices.ContainsFunc(in.Files, func(f random.File) bool { return f.Type == t })
+	}
+	if has('l') && strings.ContainsAny(in.Dockerfile(), "*?[") && notSent.MatchString(r.Diff) {
+		return "BuildKit's client does not send what a link leads to that a pattern matches, and its daemon misses it"
+	}
+	if has('h') && r.Ours != nil && cmp.Equal(r.Theirs.Unlinked(), r.Ours.Unlinked()) {
 		return "hard links in the context are files of their own (docs/decisions/0004-context-links.md)"
 	}
 	return ""

@@ -278,7 +278,7 @@ func (w *writer) copyLine(command string, stage int) string {
 		dest = strings.TrimSuffix(dest, ".") + "/"
 	}
 	if strings.HasPrefix(dest, "/") && !strings.Contains(dest, "$") {
-		w.made[stage] = append(w.made[stage], dest)
+		w.made[stage] = append(w.made[stage], path.Clean(dest)) // BuildKit takes //x for nothing with --parents
 	}
 	words := append(sources, dest)
 	head := strings.Join(append([]string{command}, flags...), " ")
