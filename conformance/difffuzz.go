@@ -122,6 +122,7 @@ var meant = []struct {
 	{regexp.MustCompile(`(?s)^buildkit refused.*invalid user index -1`), "BuildKit's own user IDs end at 2147483647, the kernel's at 4294967294"},
 	{regexp.MustCompile(`(?s)^buildkit refused.*--parents.*": not found`), "BuildKit does not find the root, nor paths with slashes too many, beside other sources of COPY --parents"},
 	{regexp.MustCompile(`(?s)^buildkit refused.*lstat /.*: no such file or directory`), "BuildKit's client does not send a directory in which a pattern matches nothing, and its daemon misses it"},
+	{regexp.MustCompile(`(?s)^buildkit refused.*failed to calculate checksum of.*: too many links`), "BuildKit has no digest of a directory with a link that leads in a circle, where a pattern leaves something out"},
 	{regexp.MustCompile(`(?s)^strake refused.*owner "4294967295"`), "a user or group 4294967295 is none: chown leaves the owner as it is"},
 	{regexp.MustCompile(`(?s)^strake refused.*COPY.*--parents.*: not found`), "BuildKit does not look for the sources of COPY --parents in a stage that has nothing in it"},
 }

@@ -19,13 +19,17 @@ func Normalize(ref string) (string, error) {
 }
 
 // Familiar is the short form of a reference: the inverse of Normalize but for
-// the tag, which stays.
+// the tag, which stays. "docker.io/a.b/c" has none: "a.b/c" is in the registry a.b.
 func Familiar(ref string) string {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return ref
 	}
-	return reference.FamiliarString(named)
+	short := reference.FamiliarString(named)
+	if again, err := reference.ParseNormalizedNamed(short); err != nil || again.String() != named.String() {
+		return named.String()
+	}
+	return short
 }
 
 // ref is a parsed reference.

@@ -17,6 +17,7 @@ import (
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/layers/snapshot"
+	"github.com/strake-build/strake/registry"
 )
 
 type imagesOptions struct {
@@ -162,7 +163,7 @@ func splitRef(ref string) (repo, tag string, ok bool) {
 	if err != nil {
 		return "", "", false
 	}
-	repo, tag = reference.FamiliarName(named), "<none>"
+	repo, tag = registry.Familiar(named.Name()), "<none>"
 	if t, ok := named.(reference.Tagged); ok {
 		tag = t.Tag()
 	}

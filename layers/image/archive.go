@@ -92,9 +92,10 @@ func WriteDocker(ctx context.Context, w io.Writer, bundles []Bundle) error {
 			if !ok {
 				continue // only a digest: nothing that docker would load
 			}
-			entries[i].RepoTags = append(entries[i].RepoTags, reference.FamiliarString(tagged))
+			short := familiar(tagged.String())
+			entries[i].RepoTags = append(entries[i].RepoTags, short)
 			if len(img.Layers) > 0 {
-				repo := reference.FamiliarName(tagged)
+				repo := strings.TrimSuffix(short, ":"+tagged.Tag())
 				if repositories[repo] == nil {
 					repositories[repo] = map[string]string{}
 				}

@@ -460,12 +460,18 @@ func normalize(ref string) (string, error) {
 	return reference.TagNameOnly(named).String(), nil
 }
 
+// familiar is the short form of a reference, if that means the same:
+// "docker.io/a.b/c" has none, as "a.b/c" is in the registry a.b.
 func familiar(ref string) string {
 	named, err := reference.ParseNormalizedNamed(ref)
 	if err != nil {
 		return ref
 	}
-	return reference.FamiliarString(named)
+	short := reference.FamiliarString(named)
+	if again, err := reference.ParseNormalizedNamed(short); err != nil || again.String() != named.String() {
+		return named.String()
+	}
+	return short
 }
 
 func repository(ref string) string {
