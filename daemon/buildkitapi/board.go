@@ -163,6 +163,13 @@ func (b *board) all() ([]*controlapi.StatusResponse, counts) {
 	return b.entries, b.counts
 }
 
+// keep has a record of the build get all events from now on.
+func (b *board) keep(record progress.Func) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.record = record
+}
+
 // event is a progress.Func.
 func (b *board) event(e progress.Event) {
 	if e.Time.IsZero() {

@@ -43,7 +43,8 @@ func (j *job) beginRecord() {
 		j.s.o.Log.Warn("record of a build", "ref", j.ref, "error", err)
 		return
 	}
-	j.record, j.board.record = b, b.Logs.Event
+	j.record = b
+	j.board.keep(b.Logs.Event)
 }
 
 // endRecord completes it.
