@@ -138,24 +138,32 @@ type builder struct {
 // directory that several stages use keeps the name that it got first.
 func (b *builder) share(s *plan.Step) *plan.Step {
 	k := plan.Canonical(s.Op)
+	text := func(t string) {
+		k = append(strconv.AppendInt(k, int64(len(t)), 10), ':')
+		k = append(k, t...)
+	}
 	k = strconv.AppendBool(k, s.NoCache)
 	k = strconv.AppendBool(k, s.Internal)
-	for _, part := range append([]string{s.Platform.OS, s.Platform.Architecture, s.Platform.Variant, s.Platform.OSVersion}, s.Platform.OSFeatures...) {
-		k = strconv.AppendQuote(k, part)
+	for _, part := range []string{s.Platform.OS, s.Platform.Architecture, s.Platform.Variant, s.Platform.OSVersion} {
+		text(part)
+	}
+	for _, part := range s.Platform.OSFeatures {
+		text(part)
 	}
 	k = append(k, '|')
 	switch op := s.Op.(type) {
 	case *plan.Image:
-		k = strconv.AppendQuote(strconv.AppendQuote(k, op.Ref), op.Layout)
+		text(op.Ref)
+		text(op.Layout)
 	case *plan.Local:
-		k = strconv.AppendQuote(k, op.Name)
+		text(op.Name)
 	case *plan.Exec:
-		k = strconv.AppendQuote(k, s.Name)
+		text(s.Name)
 		for _, a := range op.BuildArgs {
-			k = strconv.AppendQuote(k, a)
+			text(a)
 		}
 	default:
-		k = strconv.AppendQuote(k, s.Name)
+		text(s.Name)
 	}
 	for _, in := range s.Inputs {
 		// Inputs are shared already: equal ones are the same step.
