@@ -57,8 +57,8 @@ func (b *Builder) build(ctx context.Context, r Request) ([]Result, error) {
 		renewed:    map[string]bool{},
 	}
 	bd.prefix = r.Scope
-	if r.again > 0 {
-		bd.prefix += fmt.Sprintf("again%d/", r.again)
+	if n := r.again + r.damaged; n > 0 {
+		bd.prefix += fmt.Sprintf("again%d/", n)
 	}
 	if r.verify {
 		bd.prefix += "verify/"

@@ -94,6 +94,7 @@ type Request struct {
 	BuildKitTo   []*buildkit.Exporter
 
 	again   int  // how often it began again, see Builder.Again
+	damaged int  // how often it did because of a damaged blob
 	offline bool // nothing that is only in remote caches counts
 	stored  bool // what is stored is used whatever the plan says
 	verify  bool // see Verify

@@ -34,10 +34,13 @@ import (
 // has another key, and the build begins again as well.
 
 // A request begins again at most maxAgain times. After trustAgain times only what
-// is in the store counts: one layer is found to be lost at a time.
+// is in the store counts: one layer is found to be lost at a time. So is one
+// damaged blob, which is gone then: of those there may be as many as images have
+// layers.
 const (
 	trustAgain = 20
 	maxAgain   = 40
+	maxDamaged = 500
 )
 
 // contentError tells that the contents of a layer, which were to come from a
@@ -68,6 +71,11 @@ func (e *assumptionError) Error() string {
 // something that a remote cache does not have after all, or of a blob of the store
 // that was damaged. It has been forgotten then: the same request builds it.
 func (b *Builder) Again(r *Request, err error) bool {
+	if errors.Is(err, blob.ErrDamaged) {
+		// It was ours, and is gone now.
+		r.damaged++
+		return r.damaged <= maxDamaged
+	}
 	if r.again++; r.again > maxAgain {
 		return false
 	}
@@ -79,9 +87,6 @@ func (b *Builder) Again(r *Request, err error) bool {
 	var assumed *assumptionError
 	var unreachable net.Error
 	switch {
-	case errors.Is(err, blob.ErrDamaged):
-		// It was ours, and is gone now.
-		return true
 	case errors.As(err, &content):
 		if errors.As(content.err, &unreachable) {
 			r.offline = true

@@ -219,6 +219,7 @@ func damageFaults() []fault {
 			return points
 		}},
 		{name: "bit flip in a layer's file", outcome: "check --read-data finds it if the layer has been packed, and repair removes it", points: contentFlips},
+		{name: "bit flips in all blobs at once", outcome: "found, and the blobs made again, in one command", points: allBlobs},
 		{name: "stored file of a newer version", outcome: "the store is refused, or what can't be read is a miss", points: newerFiles},
 	}
 }
@@ -307,4 +308,37 @@ func newerFiles(l *lab) []point {
 		change("index", "strake-index-1", "strake-index-2", false),
 		change("recipe", "strake recipe 1", "strake recipe 2", false),
 	}
+}
+
+// allBlobs flips a bit in each blob of a store that has an image of many layers.
+func allBlobs(*lab) (list []point) {
+	for name, args := range map[string][]string{"archive": {"-o", "type=oci,dest="}, "docker archive": {"-o", "type=docker,dest="}, "push": {"--push"}} {
+		list = append(list, point{name, func(b *bed) {
+			var df strings.Builder
+			df.WriteString("FROM scratch\n")
+			const layers = 50
+			for i := range layers {
+				fmt.Fprintf(&df, "COPY <<EOF /f%d\nlayer %d\nEOF\n", i, i)
+			}
+			build := b.building(df.String(), "-t", b.image)
+			b.ok(append(build[:len(build):len(build)], "-o", "type=oci,dest="+b.out("before"))...)
+			blobs, err := filepath.Glob(filepath.Join(b.s.Root, "blobs/sha256/*"))
+			b.must(err)
+			if len(blobs) < layers {
+				b.Fatalf("the store has %d blobs", len(blobs))
+			}
+			for _, p := range blobs {
+				data, err := os.ReadFile(p)
+				b.must(err)
+				b.must(rewrite(p, flip(data, len(data)/2)))
+			}
+			if !strings.HasSuffix(args[len(args)-1], "push") {
+				args = []string{args[0], args[1] + b.out("after")}
+			}
+			b.ok(append(build, args...)...)
+			b.allow(1 << 20)
+		}})
+	}
+	slices.SortFunc(list, func(x, y point) int { return strings.Compare(x.name, y.name) })
+	return list
 }

@@ -156,7 +156,7 @@ func pullFaults() []fault {
 				return once(cut(at, resets))(w, n, rw, r)
 			}
 		})},
-		{name: "pull/reset for ever", outcome: refused, points: kinds("attempts", map[string]reply{"": always(resets)})},
+		{name: "pull/reset for ever", outcome: refused, waits: true, points: kinds("attempts", map[string]reply{"": always(resets)})},
 		{name: "pull/reset in a document", outcome: over, points: func(l *lab) (list []point) {
 			p := l.parts()
 			for _, at := range []int{0, 1, 100} {
@@ -189,7 +189,7 @@ func pullFaults() []fault {
 			return list
 		}},
 		{name: "pull/server errors", outcome: over, points: kinds("", statuses)},
-		{name: "pull/server errors for ever", outcome: refused, points: kinds("503.*not now", map[string]reply{"": always(status(503, ""))})},
+		{name: "pull/server errors for ever", outcome: refused, waits: true, points: kinds("503.*not now", map[string]reply{"": always(status(503, ""))})},
 		{name: "pull/429 that says when to come back", outcome: "it waits as long", points: kinds("", map[string]reply{
 			"in seconds": once(status(429, "1")),
 			"as a date": once(func(w *wire, rw http.ResponseWriter, r *http.Request) {

@@ -122,7 +122,7 @@ func pushFaults() []fault {
 		})},
 		{name: "push/reset at a request", outcome: over, points: points("", map[string]reply{"": once(resets)})},
 		{name: "push/answer lost", outcome: over, points: points("", map[string]reply{"": once(unheard)})},
-		{name: "push/reset for ever", outcome: refused, points: points("attempts", map[string]reply{"": always(resets)})},
+		{name: "push/reset for ever", outcome: refused, waits: true, points: points("attempts", map[string]reply{"": always(resets)})},
 		{name: "push/PATCH lost", outcome: over, points: func(*lab) (list []point) {
 			for name, keep := range inOrder(map[string]int64{"all of it": 0, "half of it": blobSize / 2, "the last byte": blobSize - 1}) {
 				list = append(list, pushed(name, "", kinds["PATCH"], once(func(w *wire, rw http.ResponseWriter, r *http.Request) {
@@ -141,7 +141,7 @@ func pushFaults() []fault {
 			return list
 		}},
 		{name: "push/server errors", outcome: over, points: points("", statuses)},
-		{name: "push/server errors for ever", outcome: refused, points: points("503", map[string]reply{"": always(status(503, ""))})},
+		{name: "push/server errors for ever", outcome: refused, waits: true, points: points("503", map[string]reply{"": always(status(503, ""))})},
 		{name: "push/429 that says when to come back", outcome: "it waits as long", points: points("", map[string]reply{
 			"in seconds": once(status(429, "1")),
 			"as a date": once(func(w *wire, rw http.ResponseWriter, r *http.Request) {
