@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/internal/flight"
@@ -95,7 +96,11 @@ func (im *Importer) tree(k cache.Key, out Output) (layers.Tree, bool) {
 			return nil, false
 		}
 		var err error
-		if l.Base {
+		if known, kerr := im.layers.Layer(id); kerr == nil && !known.Cached && len(known.Blobs) > 0 &&
+			!slices.ContainsFunc(known.Blobs, func(b ocispec.Descriptor) bool { return b.Digest == l.Blob.Digest }) {
+			// An image has told which blobs it has, and those are not to be
+			// mixed with what is only claimed.
+		} else if l.Base {
 			_, err = im.layers.AddBlob(l.DiffID, l.Blob, l.Origins...)
 		} else {
 			_, err = im.layers.AddCached(l.DiffID, l.Blob, im.backend.Origin())

@@ -221,7 +221,9 @@ func (s *Store) AddBlob(diffID digest.Digest, desc ocispec.Descriptor, origins .
 	return s.addBlob(diffID, desc, origins, false)
 }
 
-// AddCached is AddBlob for a layer that a step made somewhere else.
+// AddCached is AddBlob for a layer that a step made somewhere else. What a cache
+// says of a layer that an image has is not kept: blobs are claimed to have a
+// diffID until somebody unpacks them, and other builds use that layer, too.
 func (s *Store) AddCached(diffID digest.Digest, desc ocispec.Descriptor, origins ...string) (layers.ID, error) {
 	return s.addBlob(diffID, desc, origins, true)
 }
@@ -254,8 +256,11 @@ func (s *Store) addBlob(diffID digest.Digest, desc ocispec.Descriptor, origins [
 // addBlob reports whether it changed anything.
 func (l *Layer) addBlob(diffID digest.Digest, desc ocispec.Descriptor, origins []string, cached bool) bool {
 	changed := false
-	if l.Cached && !cached {
-		l.Cached, changed = false, true // it is an image's, too
+	switch {
+	case cached && !l.Cached && l.DiffID != "" && len(l.Blobs) > 0:
+		return false
+	case l.Cached && !cached: // it is an image's, too
+		l.Cached, l.Blobs, l.Origins, changed = false, nil, nil, true
 	}
 	if l.DiffID == "" {
 		l.DiffID, changed = diffID, true

@@ -423,3 +423,38 @@ func BenchmarkLease500(b *testing.B) {
 		}
 	})
 }
+
+// A cache claims that a blob has a diffID; who knows better is not told otherwise,
+// and counts alone if the cache came first.
+func TestClaimsOfCaches(t *testing.T) {
+	t.Parallel()
+	genuine, evil := pack(t, compress.Gzip, file("f", "genuine")), pack(t, compress.Zstd, file("f", "evil"))
+	blobs := func(s store, id layers.ID) []ocispec.Descriptor {
+		t.Helper()
+		l, err := s.Layer(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l.Blobs
+	}
+	s := newStore(t)
+	id, err := s.AddCached(genuine.diffID, evil.desc, "example.com/cache")
+	if err != nil || len(blobs(s, id)) != 1 {
+		t.Fatalf("%v, %v", blobs(s, id), err)
+	}
+	for _, add := range []func() (layers.ID, error){
+		func() (layers.ID, error) { return s.AddBlob(genuine.diffID, genuine.desc, "example.com/image") },
+		func() (layers.ID, error) { return s.AddCached(genuine.diffID, evil.desc, "example.com/cache") },
+	} {
+		if _, err := add(); err != nil {
+			t.Fatal(err)
+		}
+		if got := blobs(s, id); len(got) != 1 || got[0].Digest != genuine.desc.Digest {
+			t.Errorf("blobs %v, want only %s", got, genuine.desc.Digest)
+		}
+	}
+	l, err := s.Layer(id)
+	if err != nil || l.Cached || len(l.Origins) != 1 || l.Origins[0] != "example.com/image" {
+		t.Errorf("%+v, %v", l, err)
+	}
+}
