@@ -143,7 +143,7 @@ func deliberate(in *random.Input, r pair.Result) string {
 		return "BuildKit's client does not send what a link leads to that a pattern matches, and its daemon misses it"
 	}
 	if has('h') && r.Ours != nil && cmp.Equal(r.Theirs.Unlinked(), r.Ours.Unlinked()) {
-		return "hard links in the context are files of their own (docs/decisions/0004-context-links.md)"
+		return "hard links in the context are files of their own (docs/decisions/0003-context-links.md)"
 	}
 	return ""
 }
