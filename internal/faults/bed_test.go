@@ -206,7 +206,7 @@ func (b *bed) bounded() {
 	if b.lab.size == 0 {
 		return
 	}
-	const slack = 1 << 20
+	const slack = 2 << 20
 	want := b.before + b.lab.size + b.lab.size/4 + slack
 	if size := diskUsage(b.s.Root); size > 2*want {
 		b.Errorf("the store takes %d bytes, without the fault it would take %d", size, want)

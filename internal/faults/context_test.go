@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/strake-build/strake/internal/testbed"
+	"github.com/strake-build/strake/state"
 )
 
 // contextFaults change files while a build reads them.
@@ -271,7 +272,11 @@ func (b *bed) ages(at time.Time, command string) {
 			if err != nil {
 				return err
 			}
-			if changed := date.ReplaceAll(data, []byte(at.UTC().Format("2006-01-02T"))); string(changed) != string(data) {
+			body, _ := state.Unseal(data)
+			if changed := date.ReplaceAll(body, []byte(at.UTC().Format("2006-01-02T"))); string(changed) != string(body) {
+				if len(body) < len(data) {
+					changed = state.Seal(changed)
+				}
 				if err := os.WriteFile(p, changed, 0o600); err != nil {
 					return err
 				}
