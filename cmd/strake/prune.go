@@ -135,22 +135,9 @@ func (e *env) ask(question string) (bool, error) {
 
 // removeUnnamed removes the images that have no name.
 func removeUnnamed(s *store, e *env) error {
-	names, err := s.images.List()
-	if err != nil {
-		return err
+	deleted, err := s.images.RemoveUnnamed()
+	for _, id := range deleted {
+		err = errors.Join(err, e.printf("Deleted: %s\n", id))
 	}
-	for _, n := range names {
-		if n.Ref != "" {
-			continue
-		}
-		for _, img := range n.Images {
-			if _, _, err := s.images.Remove(img.ID.String(), false); err != nil {
-				return err
-			}
-			if err := e.printf("Deleted: %s\n", img.ID); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
+	return err
 }

@@ -354,6 +354,33 @@ func (s *Store) Remove(arg string, force bool) (untagged, deleted []string, err 
 	return untagged, deleted, nil
 }
 
+// RemoveUnnamed removes the images that have no name, and returns their IDs. One
+// that gets a name meanwhile stays.
+func (s *Store) RemoveUnnamed() ([]digest.Digest, error) {
+	unlock, err := s.lock()
+	if err != nil {
+		return nil, err
+	}
+	defer unlock()
+	list, err := s.List()
+	if err != nil {
+		return nil, err
+	}
+	var deleted []digest.Digest
+	for _, n := range list {
+		if n.Ref != "" {
+			continue
+		}
+		for _, img := range n.Images {
+			if err := remove(s.idFile(img.ID)); err != nil {
+				return deleted, err
+			}
+			deleted = append(deleted, img.ID)
+		}
+	}
+	return deleted, nil
+}
+
 // Config returns the configuration of an image.
 func (s *Store) Config(id digest.Digest) ([]byte, error) {
 	config, err := s.blobs.Bytes(id)
