@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
@@ -150,6 +151,9 @@ func TestShare(t *testing.T) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+	if !utf8.Valid(data) {
+		t.Error("not text: a registry would change it")
 	}
 	got, err := Received(data)
 	if err != nil {

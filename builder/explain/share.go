@@ -2,6 +2,7 @@ package explain
 
 import (
 	"bytes"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -35,8 +36,9 @@ const (
 	maxPlain = 64 << 20
 )
 
-// Share packs the record of a build. It is empty if that is too large. check is
-// shown what is packed, and may refuse it.
+// Share packs the record of a build, as text: registries keep nothing else as an
+// object. It is empty if that is too large. check is shown what is packed, and
+// may refuse it.
 func Share(r builds.Record, check func(plain []byte) error) ([]byte, error) {
 	steps, err := r.Steps()
 	if err != nil || len(steps) == 0 {
@@ -76,14 +78,14 @@ func Share(r builds.Record, check func(plain []byte) error) ([]byte, error) {
 	}
 	defer z.Close()
 	if packed := z.EncodeAll(plain, nil); len(packed) <= maxShared {
-		return packed, nil
+		return base64.StdEncoding.AppendEncode(nil, packed), nil
 	}
 	return nil, nil
 }
 
 // Received unpacks what Share made, on another machine perhaps.
 func Received(data []byte) (Build, error) {
-	z, err := zstd.NewReader(bytes.NewReader(data), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxPlain))
+	z, err := zstd.NewReader(base64.NewDecoder(base64.StdEncoding, bytes.NewReader(data)), zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxMemory(maxPlain))
 	if err != nil {
 		return Build{}, err
 	}
