@@ -16,6 +16,7 @@ import (
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
+	"github.com/strake-build/strake/builder/device"
 	"github.com/strake-build/strake/builder/sandbox"
 	"github.com/strake-build/strake/builder/sandbox/network"
 	"github.com/strake-build/strake/builder/source"
@@ -53,6 +54,8 @@ type Builder struct {
 	// HTTP and Git fetch remote sources; nil: there are none.
 	HTTP *httpsource.Client
 	Git  *gitsource.Client
+	// Devices are those that steps may be given; nil: there are none.
+	Devices *device.Registry
 	// Slots is how many steps run at once. 0 is 16 and two more for each
 	// processor: steps wait for networks and disks as well.
 	Slots int
@@ -164,7 +167,7 @@ func (b *Builder) For(own Own) *Builder {
 	return &Builder{
 		Root: own.Root, Layers: own.Layers, Blobs: own.Blobs, Images: own.Images, Registry: own.Registry,
 		Cache: b.Cache, Index: b.Index, Runner: b.Runner, Network: b.Network, HTTP: b.HTTP, Git: b.Git,
-		Slots: b.Slots, Rootless: b.Rootless, slots: b.places(),
+		Devices: b.Devices, Slots: b.Slots, Rootless: b.Rootless, slots: b.places(),
 	}
 }
 

@@ -92,6 +92,13 @@ func (e *execution) run(ctx context.Context) ([]layers.Tree, error) {
 	if err != nil {
 		return nil, err
 	}
+	devices, err := e.bd.b.Devices.Find(e.op.Devices)
+	if err == nil {
+		err = devices.Apply(spec)
+	}
+	if err != nil {
+		return nil, err
+	}
 	e.process.Spec = spec
 	log := &tail{}
 	stdout, stderr := e.bd.r.Guard.Redact(e.log(1, log)), e.bd.r.Guard.Redact(e.log(2, log))

@@ -18,7 +18,7 @@ import (
 
 // How a step is identified.
 //
-//	key(step) = H(schema version, canonical op, platform of an Exec, identity of each input)
+//	key(step) = H(schema version, canonical op, platform of an Exec, identity of each input, devices of an Exec)
 //
 // An input counts as a whole, by its own key, where the step can write through
 // to it or its result contains it: the root of an Exec, the base of a File,
@@ -70,8 +70,25 @@ func (bd *build) key(ctx context.Context, v *vertex) (cache.Key, error) {
 		if err != nil {
 			return "", err
 		}
-		return hashKey(append([]string{string(plan.Canonical(v.step.Op)), platformKey(v.step)}, ids...)...), nil
+		parts := append([]string{string(plan.Canonical(v.step.Op)), platformKey(v.step)}, ids...)
+		if op, ok := v.step.Op.(*plan.Exec); ok && len(op.Devices) > 0 {
+			d, err := bd.devices(op)
+			if err != nil {
+				return "", bd.stepError(v, err)
+			}
+			parts = append(parts, "devices:"+d.String())
+		}
+		return hashKey(parts...), nil
 	})
+}
+
+// devices is the digest of what the devices of a step are on this machine.
+func (bd *build) devices(op *plan.Exec) (digest.Digest, error) {
+	set, err := bd.b.Devices.Find(op.Devices)
+	if err != nil {
+		return "", err
+	}
+	return set.Digest()
 }
 
 // withoutChecksum is an HTTP or Git op without what its result was checked

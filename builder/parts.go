@@ -122,6 +122,10 @@ func (p *partList) exec(op *plan.Exec) {
 	for _, m := range op.Mounts {
 		p.mount(m)
 	}
+	for i, d := range op.Devices {
+		p.add("device", numbered(i), d.Name)
+		p.flag("optional device", d.Optional)
+	}
 	for _, u := range op.Ulimits {
 		p.add("ulimit", u.Name, fmt.Sprintf("%d:%d", u.Soft, u.Hard))
 	}

@@ -14,9 +14,6 @@ import (
 
 // runStep is the RUN instruction.
 func (s *stage) runStep(c *instructions.RunCommand) error {
-	if devices := instructions.GetDevices(c); len(devices) > 0 {
-		return mark(s.t.errorf(c, "RUN --device=%s: devices are not supported", shorten(devices[0].Name)), "--device")
-	}
 	x := &execBuilder{stage: s, inputs: []plan.Input{{Step: s.step}}, hidden: map[string]bool{}}
 	args, err := x.command(c)
 	if err != nil {
@@ -33,6 +30,9 @@ func (s *stage) runStep(c *instructions.RunCommand) error {
 		Network: s.t.o.Network, Insecure: instructions.GetSecurity(c) == instructions.SecurityInsecure,
 		Hostname: s.t.o.Hostname, Hosts: s.t.o.Hosts, Mounts: x.mounts, Ulimits: s.t.o.Ulimits, ShmSize: s.t.o.ShmSize,
 		Proxy: s.t.proxy, Resources: s.t.o.Resources, BuildArgs: s.buildArgs(),
+	}
+	for _, d := range instructions.GetDevices(c) {
+		op.Devices = append(op.Devices, plan.Device{Name: d.Name, Optional: !d.Required})
 	}
 	if h := s.t.args["BUILDKIT_SANDBOX_HOSTNAME"]; h != "" {
 		op.Hostname = h

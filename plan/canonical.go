@@ -122,6 +122,11 @@ func (c *canon) exec(op *Exec) {
 	for _, code := range op.ExitCodes {
 		c.int(int64(code))
 	}
+	// Last, and only where there are some: keys of other steps stay.
+	for _, d := range op.Devices {
+		c.str(d.Name)
+		c.bool(d.Optional)
+	}
 }
 
 func (c *canon) mount(m *Mount) {

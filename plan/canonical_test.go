@@ -50,6 +50,7 @@ func TestCanonicalFields(t *testing.T) {
 		"Owner":   {Owner{}, func(v any) Op { x := v.(Owner); return wrap(&Mkdir{Owner: &x}) }},
 		"Mount":   {Mount{}, func(v any) Op { return &Exec{Mounts: []Mount{v.(Mount)}} }},
 		"Host":    {Host{}, func(v any) Op { return &Exec{Hosts: []Host{v.(Host)}} }},
+		"Device":  {Device{}, func(v any) Op { return &Exec{Devices: []Device{v.(Device)}} }},
 		"Ulimit":  {Ulimit{}, func(v any) Op { return &Exec{Ulimits: []Ulimit{v.(Ulimit)}} }},
 	}
 	for name, c := range cases {

@@ -103,6 +103,8 @@ type Exec struct {
 	ReadonlyRoot bool
 	// ExitCodes are the exit codes that count as success; empty is {0}.
 	ExitCodes []int
+	// Devices are those of the machine that the process gets.
+	Devices []Device
 
 	// What follows does not enter the key.
 
@@ -111,6 +113,13 @@ type Exec struct {
 	// Args for people: the build args the step sees, NAME=value, for
 	// progress and for the record of why it ran.
 	BuildArgs []string
+}
+
+// Device is a device by its CDI name, "vendor.com/kind=name", or that of a kind or
+// class. If an Optional one is not there, the step does without.
+type Device struct {
+	Name     string
+	Optional bool
 }
 
 // Host is an entry of /etc/hosts.

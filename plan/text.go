@@ -137,6 +137,9 @@ func (t *text) exec(op *Exec) {
 	for _, u := range op.Ulimits {
 		fmt.Fprintf(&t.b, "  ulimit %s=%d:%d\n", u.Name, u.Soft, u.Hard)
 	}
+	for _, d := range op.Devices {
+		t.line("  device "+strconv.Quote(d.Name), fields{{"optional", d.Optional}})
+	}
 	for _, m := range op.Mounts {
 		input := ""
 		if m.Input >= 0 {

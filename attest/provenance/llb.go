@@ -253,6 +253,13 @@ func execution(op *plan.Exec, slots []int) object {
 		mounts = append(mounts, mount(m, slots))
 	}
 	x := object{"meta": meta, "mounts": mounts}
+	var devices []object
+	for _, d := range op.Devices {
+		devices = append(devices, object{"name": d.Name, "optional": d.Optional})
+	}
+	if devices != nil {
+		x["cdiDevices"] = devices
+	}
 	switch op.Network {
 	case plan.NetworkHost:
 		x["network"] = 1

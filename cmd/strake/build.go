@@ -16,6 +16,7 @@ import (
 
 	"github.com/strake-build/strake/attest"
 	"github.com/strake-build/strake/builder"
+	"github.com/strake-build/strake/builder/device"
 	"github.com/strake-build/strake/builder/export"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/image"
@@ -283,7 +284,7 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if err := pins.pin(build); err != nil {
 		return err
 	}
-	if err := o.checkAllowed(build); err != nil {
+	if err := o.checkAllowed(build, b.Devices); err != nil {
 		return err
 	}
 	guard := o.guard(ctx, secretIDs, secrets)
@@ -578,11 +579,11 @@ func warn(warnings []plan.Warning, event progress.Func) {
 }
 
 // checkAllowed looks for steps that ask for more than was allowed.
-func (o buildOptions) checkAllowed(b *plan.Build) error {
+func (o buildOptions) checkAllowed(b *plan.Build, devices *device.Registry) error {
 	allowed := map[string]bool{}
 	for _, a := range o.allow {
-		if a != "network.host" && a != "security.insecure" {
-			return usagef("--allow %s: it is network.host or security.insecure", a)
+		if name, _, _ := strings.Cut(a, "="); a != "network.host" && a != "security.insecure" && name != device.Entitlement {
+			return usagef("--allow %s: it is network.host, security.insecure, device or device=NAME", a)
 		}
 		allowed[a] = true
 	}
@@ -598,6 +599,13 @@ func (o buildOptions) checkAllowed(b *plan.Build) error {
 			if asked && !allowed[what] {
 				return &plan.Error{Source: s.Source, Err: fmt.Errorf("the step asks for %s, which is not allowed", what), Hint: "if you trust it, build with --allow " + what}
 			}
+		}
+		set, err := devices.Find(x.Devices)
+		if err == nil {
+			err = set.Check(o.allow)
+		}
+		if err != nil {
+			return &plan.Error{Source: s.Source, Err: err}
 		}
 		return nil
 	})

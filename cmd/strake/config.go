@@ -25,6 +25,9 @@ type daemonConfig struct {
 			CA   string `toml:"ca"`
 		} `toml:"tls"`
 	} `toml:"grpc"`
+	CDI struct {
+		Dirs []string `toml:"specDirs"`
+	} `toml:"cdi"`
 	Registry map[string]struct {
 		Mirrors  []string `toml:"mirrors"`
 		HTTP     bool     `toml:"http"`
@@ -49,6 +52,9 @@ func (o *serveOptions) readConfig() error {
 		return usagef("--config %s: %w", o.config, err)
 	}
 	o.allow = append(o.allow, c.Entitlements...)
+	if len(o.cdiDirs) == 0 {
+		o.cdiDirs = c.CDI.Dirs
+	}
 	if c.ProvenanceEnv != "" {
 		if o.provenanceEnv, err = readProvenanceEnv(c.ProvenanceEnv); err != nil {
 			return usagef("--config %s: provenanceEnvDir: %w", o.config, err)

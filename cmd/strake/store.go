@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/strake-build/strake/builder"
+	"github.com/strake-build/strake/builder/device"
 	"github.com/strake-build/strake/builder/sandbox"
 	"github.com/strake-build/strake/builder/sandbox/linux"
 	"github.com/strake-build/strake/builder/sandbox/network"
@@ -80,10 +81,14 @@ func (e *env) dockerConfig() string {
 }
 
 // sandboxOptions are the flags of commands that run processes.
-type sandboxOptions struct{ runtime string }
+type sandboxOptions struct {
+	runtime string
+	cdiDirs []string
+}
 
 func (o *sandboxOptions) addFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.runtime, "oci-runtime", "", "run processes by an OCI `RUNTIME`, runc, crun or runsc, instead of strake's own")
+	f.StringArrayVar(&o.cdiDirs, "cdi-spec-dir", nil, "`DIRECTORY` of files that describe devices (default /etc/cdi and /var/run/cdi); may be repeated")
 }
 
 // store is the open store and what works on it.
@@ -266,7 +271,7 @@ func (s *store) builder(o sandboxOptions, e *env) (*builder.Builder, error) {
 	}
 	return &builder.Builder{
 		Root: s.Root, Layers: s.layers, Blobs: s.blobs, Cache: c, Index: index,
-		Runner: runner, Network: net, Registry: s.client, Images: s.images, Rootless: s.mode.Rootless,
+		Runner: runner, Network: net, Devices: device.Open(o.cdiDirs...), Registry: s.client, Images: s.images, Rootless: s.mode.Rootless,
 		HTTP: http, Git: &gitsource.Client{Env: e.gitEnv(), SSHKnownHosts: e.knownHosts(), Offline: s.offline},
 	}, nil
 }

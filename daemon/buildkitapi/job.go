@@ -27,6 +27,7 @@ import (
 	"github.com/strake-build/strake/attest"
 	"github.com/strake-build/strake/attest/provenance"
 	"github.com/strake-build/strake/builder"
+	"github.com/strake-build/strake/builder/device"
 	"github.com/strake-build/strake/builder/export"
 	"github.com/strake-build/strake/cache/remote/connect"
 	"github.com/strake-build/strake/layers"
@@ -62,6 +63,7 @@ type job struct {
 	session string
 	req     *controlapi.SolveRequest
 	allow   map[string]bool
+	devices []string // entitlements to devices
 	board   *board
 	record  *builds.Build // nil if it can't be kept
 	guard   *leak.Guard
@@ -150,7 +152,8 @@ func (s *Server) newJob(ctx context.Context, req *controlapi.SolveRequest) (*job
 				return nil, fmt.Errorf("granting entitlement %s is not allowed by build daemon configuration", name)
 			}
 			j.allow[name] = true
-		case "device":
+		case device.Entitlement:
+			j.devices = append(j.devices, e)
 		default:
 			return nil, fmt.Errorf("unknown entitlement %s", e)
 		}
@@ -248,6 +251,13 @@ func (j *job) check(step *plan.Step) error {
 		if asked && !j.allow[what] {
 			return withSource(fmt.Errorf("%s is not allowed", what), step.Source)
 		}
+	}
+	devices, err := j.store.Builder.Devices.Find(x.Devices)
+	if err == nil {
+		err = devices.Check(j.devices)
+	}
+	if err != nil {
+		return withSource(err, step.Source)
 	}
 	return nil
 }

@@ -38,9 +38,7 @@ func (t *translation) execOp(n *node, step *plan.Step, x *pb.ExecOp, inputs []pl
 		op.ExitCodes = append(op.ExitCodes, int(c))
 	}
 	for _, d := range x.CdiDevices {
-		if !d.GetOptional() {
-			return unsupported("device %s", d.GetName())
-		}
+		op.Devices = append(op.Devices, plan.Device{Name: d.GetName(), Optional: d.GetOptional()})
 	}
 	e := &execMounts{op: op, step: step, inputs: inputs, outputs: n.outputs}
 	if err := e.root(x.Mounts); err != nil {

@@ -74,6 +74,7 @@ var allowed = []struct {
 	{"layers/blob", nil},
 	{"layers/compress", nil},
 	{"builder/sandbox/...", []string{"builder/sandbox/..."}},
+	{"builder/device", []string{"plan"}},
 	{"internal/flight", nil},
 	{"internal/manifest", nil},
 	{"internal/lazyregexp", nil},

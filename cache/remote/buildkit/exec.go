@@ -197,7 +197,7 @@ func meta(op *plan.Exec) *execMeta {
 // execMounts are the root and the mounts that have inputs, and tmpfs, sorted by
 // where they are.
 func execMounts(s *plan.Step, op *plan.Exec) ([]execMount, bool) {
-	if op.ReadonlyRoot || len(s.Inputs) == 0 {
+	if op.ReadonlyRoot || len(op.Devices) > 0 || len(s.Inputs) == 0 {
 		return nil, false
 	}
 	mounts := []execMount{{Dest: "/", source: s.Inputs[0]}}
