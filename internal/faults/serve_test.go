@@ -35,6 +35,7 @@ type server struct {
 // serve starts strake serve, in the place of one that may have been killed.
 func (b *bed) serve() *server {
 	b.Helper()
+	b.allow(1 << 20) // the history of builds, and the context's archive
 	s := &server{b: b, addr: filepath.Join(b.dir, "socket")}
 	s.running = b.start(b.s.Command("serve", "--addr", "unix://"+s.addr))
 	var err error
