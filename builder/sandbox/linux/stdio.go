@@ -121,6 +121,9 @@ func drain(w io.Writer, f *os.File) error {
 	for {
 		n, err := f.Read(buf)
 		write(buf[:n])
+		if errors.Is(failed, unix.EPIPE) {
+			return f.Close()
+		}
 		if errors.Is(err, os.ErrDeadlineExceeded) {
 			break
 		}
