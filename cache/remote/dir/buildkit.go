@@ -7,7 +7,6 @@ import (
 	"io"
 	"io/fs"
 	"net/url"
-	"os"
 	"path/filepath"
 
 	"github.com/opencontainers/go-digest"
@@ -21,7 +20,7 @@ import (
 // layout, whose index names it by a tag, "latest" if it is empty, or the one of
 // a digest.
 func (d *Dir) BuildKit(ctx context.Context, tag, dgst string) ([]*buildkit.Manifest, error) {
-	f, err := os.Open(filepath.Join(d.path, ocispec.ImageIndexFile))
+	f, err := open(filepath.Join(d.path, ocispec.ImageIndexFile))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/strake-build/strake/cache/remote"
 	"github.com/strake-build/strake/layers/blob"
@@ -57,8 +58,8 @@ func (d *Dir) Get(_ context.Context, name string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := os.Open(path)
-	if errors.Is(err, fs.ErrNotExist) {
+	f, err := open(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, errIrregular) {
 		return nil, remote.ErrNotFound
 	}
 	if err != nil {
@@ -161,5 +162,20 @@ func Blob(_ context.Context, origin *url.URL, desc ocispec.Descriptor) (io.ReadC
 	if err := desc.Digest.Validate(); err != nil {
 		return nil, err
 	}
-	return os.Open(filepath.Join(origin.Path, "blobs", desc.Digest.Algorithm().String(), desc.Digest.Encoded()))
+	return open(filepath.Join(origin.Path, "blobs", desc.Digest.Algorithm().String(), desc.Digest.Encoded()))
+}
+
+var errIrregular = errors.New("no regular file")
+
+// open opens a file of the directory, where others may have put a pipe that
+// nobody writes to.
+func open(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
+		return nil, errors.Join(&fs.PathError{Op: "open", Path: path, Err: errIrregular}, err, f.Close())
+	}
+	return f, nil
 }

@@ -2,6 +2,7 @@ package dir
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/url"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"testing"
 
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
 
 	"github.com/strake-build/strake/cache/remote"
 	"github.com/strake-build/strake/cache/remote/remotetest"
@@ -60,6 +62,42 @@ func TestDamaged(t *testing.T) {
 	put(true)
 	if data, err := os.ReadFile(file); string(data) != "content" {
 		t.Errorf("got %q, %v", data, err)
+	}
+}
+
+// Who shares the directory can put pipes into it, which nobody writes to.
+func TestPipes(t *testing.T) {
+	t.Parallel()
+	d, err := Open(t.TempDir(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref := remotetest.Ref([]byte("content"))
+	put := func() {
+		t.Helper()
+		if err := d.Put(t.Context(), "strake1-r-x", []byte("{}"), []blob.Ref{ref}, false); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put()
+	object, err := d.object("strake1-r-x")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range []string{object, filepath.Join(d.path, "blobs", "sha256", ref.Desc.Digest.Encoded())} {
+		if err := errors.Join(os.Remove(path), unix.Mkfifo(path, 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := d.Get(t.Context(), "strake1-r-x"); !errors.Is(err, remote.ErrNotFound) {
+		t.Errorf("Get of a pipe: %v", err)
+	}
+	if _, err := Blob(t.Context(), &url.URL{Path: d.path}, ref.Desc); !errors.Is(err, errIrregular) {
+		t.Errorf("Blob of a pipe: %v", err)
+	}
+	put()
+	if data, err := d.Get(t.Context(), "strake1-r-x"); string(data) != "{}" || err != nil {
+		t.Errorf("after it was written anew: %q, %v", data, err)
 	}
 }
 
