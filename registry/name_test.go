@@ -11,7 +11,7 @@ import (
 // form means the same, and go-containerregistry reads the same in it.
 func FuzzReference(f *testing.F) {
 	for _, s := range []string{
-		"alpine", "alpine:3.18", "me/app", "docker.io/alpine", "index.docker.io/library/alpine", "localhost/x", "localhost:5000/a/b:c", "a.b/c",
+		"alpine", "alpine:3.18", "me/app", "docker.io/alpine", "index.docker.io/library/alpine", "index.docker.io0/0", "localhost/x", "localhost:5000/a/b:c", "a.b/c",
 		"[::1]:5000/x", "x@sha256:" + strings.Repeat("0a", 32), "x:t@sha256:" + strings.Repeat("0a", 32), "A/b", "a/B", "https://x/y", "a--b/c__d", "127.0.0.1/x",
 		strings.Repeat("0a", 32), "a:", "a@", "a/../b", "a//b", "a:x/y", " a", "ü/a",
 	} {
@@ -50,7 +50,10 @@ func FuzzReference(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		registry := strings.Replace(theirs.Context().RegistryStr(), name.DefaultRegistry, "docker.io", 1)
+		registry := theirs.Context().RegistryStr()
+		if registry == name.DefaultRegistry {
+			registry = "docker.io"
+		}
 		if registry != ours.domain || theirs.Context().RepositoryStr() != ours.path || theirs.Identifier() != ours.name() {
 			t.Errorf("%q: %s, %s and %s, go-containerregistry reads %s, %s and %s", full, ours.domain, ours.path, ours.name(),
 				registry, theirs.Context().RepositoryStr(), theirs.Identifier())
