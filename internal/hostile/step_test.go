@@ -75,7 +75,7 @@ func stepAttacks() []attack {
 		{name: "step/privileges that were not allowed", after: "CVE-2024-23653", outcome: "refused", run: func(b *bed) {
 			b.buildRefused("security.insecure", "# syntax=docker/dockerfile:1-labs\nFROM "+b.base+"\nRUN --security=insecure true\n")
 			b.buildRefused("network.host", "FROM "+b.base+"\nRUN --network=host true\n")
-			b.buildRefused("", "FROM "+b.base+"\nRUN --device=vendor.com/x=y true\n")
+			b.buildRefused("", "FROM "+b.base+"\nRUN --device=vendor.com/x=y,required true\n")
 		}},
 		{name: "step/no network", outcome: "there is none but loopback", run: func(b *bed) {
 			b.has(b.build("FROM "+b.base+"\nRUN --network=none echo =$(ls /sys/class/net)=\n"), "=lo=")
