@@ -41,6 +41,6 @@ hostile:
 faults:
 	CGO_ENABLED=0 STRAKE_FAULTS=all go test -count=1 -v -timeout 60m -run TestFaults ./internal/faults
 
-# The tests of remote caches against real servers of S3 and of Azure's storage.
+# The tests of remote caches against BuildKit, and real servers of S3 and of Azure's storage.
 caches:
 	./scripts/caches

@@ -34,8 +34,9 @@
 // Conditions: [root], [userns] (an ordinary user may make user namespaces),
 // [sandbox] (processes can be run: root), [busybox], [static] (strake needs no
 // dynamic loader, and can run in any root), [buildctl], [buildkitd] and [buildx]
-// (they are built from their modules, once, and are in $PATH), [azurite] (the
-// storage of gha is a real one; see scripts/caches).
+// (they are built from their modules, once, and are in $PATH; buildkitd takes a
+// minute, and only scripts/caches asks for it), [azurite] (the storage of gha is a
+// real one; see scripts/caches).
 package scripttest
 
 import (
@@ -141,6 +142,9 @@ func condition(cond string) (bool, error) {
 		_, err := exec.LookPath("busybox")
 		return err == nil, nil
 	case "buildctl", "buildkitd", "buildx":
+		if cond == "buildkitd" && os.Getenv("STRAKE_TEST_BUILDKITD") == "" {
+			return false, nil
+		}
 		ok, err := haveClient(cond)
 		if err != nil {
 			// The script says what is not tested, this says why.
