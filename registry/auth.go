@@ -19,6 +19,7 @@ import (
 type auth struct {
 	challenge challenge
 	tokens    map[string]*token // by scopes
+	refusals  int               // how often tokens were refused that had been given
 }
 
 // challenge is what a WWW-Authenticate header says.
@@ -82,6 +83,7 @@ func (h *host) refuse(resp *http.Response, used string, scopes *[]string) bool {
 			for _, t := range h.auth.tokens {
 				t.value = ""
 			}
+			h.auth.refusals++
 			break
 		}
 	}
@@ -126,21 +128,32 @@ func (c *Client) token(ctx context.Context, h *host, ch challenge, scopes []stri
 	}
 	h.mu.Lock()
 	value, good := t.value, time.Now().Before(t.expires)
+	refusals := h.auth.refusals
 	h.mu.Unlock()
 	if value != "" && good {
 		return value, nil
 	}
 	cred, credErr := c.config.get(ctx, h.key)
-	value, ttl, err := c.fetchToken(ctx, h, ch, scopes, cred)
-	if err != nil {
-		if credErr != nil {
-			err = errors.Join(err, credentialError{credErr})
+	for range 3 {
+		var ttl time.Duration
+		var err error
+		if value, ttl, err = c.fetchToken(ctx, h, ch, scopes, cred); err != nil {
+			if credErr != nil {
+				err = errors.Join(err, credentialError{credErr})
+			}
+			return "", err
 		}
-		return "", err
+		h.mu.Lock()
+		before := refusals
+		refusals = h.auth.refusals
+		t.value, t.expires = value, time.Now().Add(ttl)
+		h.mu.Unlock()
+		if before == refusals {
+			break
+		}
+		// What ended another token while this one was on its way may have
+		// ended this one, too.
 	}
-	h.mu.Lock()
-	t.value, t.expires = value, time.Now().Add(ttl)
-	h.mu.Unlock()
 	return value, nil
 }
 

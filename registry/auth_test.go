@@ -413,3 +413,26 @@ func TestTokensAreRenewedInTime(t *testing.T) {
 		t.Errorf("%d tokens were asked for, want 1", g.n-n)
 	}
 }
+
+// A token that was given before another one was refused is not used after that.
+func TestTokenOnItsWay(t *testing.T) {
+	t.Parallel()
+	c := client(t, Options{})
+	h := &host{addr: "127.0.0.1:1", key: "127.0.0.1:1", schemes: []string{"http"}}
+	h.auth.tokens = map[string]*token{"other": {sem: make(chan struct{}, 1), value: "ended"}}
+	asked := 0
+	server := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		if asked++; asked == 1 {
+			resp := &http.Response{Header: http.Header{"Www-Authenticate": {`Bearer realm="x"`}}}
+			h.refuse(resp, "Bearer ended", &[]string{})
+		}
+		fmt.Fprintf(rw, `{"token": "%d"}`, asked)
+	}))
+	defer server.Close()
+	ch := challenge{"bearer", map[string]string{"realm": server.URL}}
+	for range 2 {
+		if got, err := c.token(t.Context(), h, ch, []string{"repository:app:pull"}); got != "2" || err != nil {
+			t.Fatalf("got token %q, %v; want the second one", got, err)
+		}
+	}
+}

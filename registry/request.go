@@ -113,7 +113,9 @@ func (c *Client) send(ctx context.Context, e *endpoint, r request) (*http.Respon
 		return nil, permanent{ErrOffline}
 	}
 	scopes := slices.Clone(r.scopes)
-	asked := false // for authorization, by a 401
+	// One 401 asks for a token, and one more is for a token that has ended: the
+	// first may be answered by one that was given before.
+	asked, ended := false, false
 	for {
 		scheme, decided := e.scheme()
 		address := e.url(scheme, r.suffix)
@@ -167,8 +169,8 @@ func (c *Client) send(ctx context.Context, e *endpoint, r request) (*http.Respon
 		case resp.StatusCode == http.StatusOK || slices.Contains(r.accept, resp.StatusCode):
 			return resp, nil
 		case resp.StatusCode == http.StatusUnauthorized && own && sameHost(resp.Request.URL, e.addr) &&
-			!asked && e.refuse(resp, used, &scopes):
-			asked = true
+			!(used == "" && asked || used != "" && ended) && e.refuse(resp, used, &scopes):
+			asked, ended = asked || used == "", ended || used != ""
 			discard(resp)
 			if r.body != nil {
 				return nil, errUnsent
