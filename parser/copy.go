@@ -193,13 +193,13 @@ func (s *stage) addPath(tr *transfer, src string) error {
 			parent, pattern = "/", src
 		}
 		a.Include = []string{strings.TrimPrefix(path.Join("/", pattern), "/")}
-		if !hasWildcards(parent) && !hasWildcards(pattern) {
+		if !plan.HasWildcards(parent) && !plan.HasWildcards(pattern) {
 			a.Required = []string{path.Join("/", parent, pattern)}
 		}
 		src = parent
 	}
 	a.Source = path.Join("/", src)
-	if hasWildcards(a.Source) {
+	if plan.HasWildcards(a.Source) {
 		a.Wildcard, a.AllowNoMatch = true, true
 	}
 	s.addCopy(tr, tr.from, a)
@@ -316,17 +316,4 @@ func badMode(s string) error {
 
 func isURL(src string) bool {
 	return strings.HasPrefix(src, "http://") || strings.HasPrefix(src, "https://")
-}
-
-// hasWildcards reports whether a path is a pattern.
-func hasWildcards(p string) bool {
-	for i := 0; i < len(p); i++ {
-		switch p[i] {
-		case '*', '?', '[':
-			return true
-		case '\\':
-			i++
-		}
-	}
-	return false
 }

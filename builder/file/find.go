@@ -76,24 +76,11 @@ func find(ctx context.Context, in Input, c *plan.Copy) ([]match, error) {
 	return matches, nil
 }
 
-// hasMeta reports whether a name is a pattern for path.Match.
-func hasMeta(name string) bool {
-	for i := 0; i < len(name); i++ {
-		switch name[i] {
-		case '\\':
-			i++
-		case '*', '?', '[':
-			return true
-		}
-	}
-	return false
-}
-
 // splitPattern splits off the components of a path before the first one that is
 // a pattern; pattern is empty if none is.
 func splitPattern(p string) (prefix, pattern string) {
 	names := split(clean(p))
-	i := slices.IndexFunc(names, hasMeta)
+	i := slices.IndexFunc(names, plan.HasWildcards)
 	if i < 0 {
 		return p, ""
 	}

@@ -133,7 +133,7 @@ func (g *Graph) file(ctx context.Context, s *plan.Step, op *plan.File) *Key {
 			c := copyOf(a, from, base)
 			if act.second >= 0 {
 				selectors[act.second] = append(selectors[act.second], selector{
-					path: c.Src, wildcard: c.AllowWildcard && hasWildcards(c.Src), follow: c.FollowSymlink,
+					path: c.Src, wildcard: c.AllowWildcard && plan.HasWildcards(c.Src), follow: c.FollowSymlink,
 					include: c.IncludePatterns, exclude: c.ExcludePatterns, required: c.RequiredPaths,
 				})
 				c.Src = path.Base(c.Src)
@@ -207,7 +207,7 @@ func copyOf(a *plan.Copy, from plan.Input, base int) copyAction {
 		CreateDestPath: a.CreateParents, AllowWildcard: a.Wildcard, AllowEmptyWildcard: a.AllowNoMatch, Timestamp: noTime,
 		IncludePatterns: a.Include, ExcludePatterns: a.Exclude, RequiredPaths: a.Required,
 	}
-	if a.FollowLinks && a.ContentsOnly && !hasWildcards(c.Src) {
+	if a.FollowLinks && a.ContentsOnly && !plan.HasWildcards(c.Src) {
 		c.AllowWildcard, c.AllowEmptyWildcard = true, true // which means nothing without wildcards
 	}
 	if from.Step != nil && c.Src == "/" {
@@ -244,17 +244,4 @@ func ownerOf(o *plan.Owner, base int) *chownOpt {
 		c.Group = one(o.Group)
 	}
 	return c
-}
-
-// hasWildcards reports whether a path is a pattern.
-func hasWildcards(p string) bool {
-	for i := 0; i < len(p); i++ {
-		switch p[i] {
-		case '*', '?', '[':
-			return true
-		case '\\':
-			i++
-		}
-	}
-	return false
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/plan"
 )
 
 // filtered is the digest of what a pattern, and the patterns that include and
@@ -35,7 +36,7 @@ func (h *hasher) filtered(p string, s selector) (digest.Digest, error) {
 	if s.wildcard {
 		f.prefix = ""
 		for part := range strings.SplitSeq(strings.TrimPrefix(f.pattern, "/"), "/") {
-			if hasWildcards(part) {
+			if plan.HasWildcards(part) {
 				break
 			}
 			f.prefix += "/" + part
