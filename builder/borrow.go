@@ -90,11 +90,7 @@ func (bd *build) borrowed(ctx context.Context, v *vertex, key cache.Key) (cache.
 		if !bd.usable(v, rec) {
 			continue
 		}
-		// Whether it is kept is no matter for this build.
-		_ = bd.b.Cache.Put(rec)
-		bd.mu.Lock()
-		bd.fresh[key] = rec
-		bd.mu.Unlock()
+		bd.adopt(rec)
 		return rec, true
 	}
 	return cache.Record{}, false

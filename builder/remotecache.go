@@ -149,6 +149,15 @@ func (r *lostReader) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// adopt puts a record that a remote cache had into the store's cache.
+func (bd *build) adopt(rec cache.Record) {
+	// Whether it is kept is no matter for this build.
+	_ = bd.b.Cache.Put(rec)
+	bd.mu.Lock()
+	bd.fresh[rec.Key] = rec
+	bd.mu.Unlock()
+}
+
 // imported looks a key up in the remote caches. What is found is put into the
 // store's cache.
 func (bd *build) imported(ctx context.Context, v *vertex, key cache.Key) (cache.Record, bool) {
@@ -160,11 +169,7 @@ func (bd *build) imported(ctx context.Context, v *vertex, key cache.Key) (cache.
 		if !ok || len(rec.Outputs) == 0 || !bd.usable(v, rec) {
 			continue
 		}
-		// Whether it is kept is no matter for this build.
-		_ = bd.b.Cache.Put(rec)
-		bd.mu.Lock()
-		bd.fresh[key] = rec
-		bd.mu.Unlock()
+		bd.adopt(rec)
 		return rec, true
 	}
 	// What is behind will be asked for next: at once instead of one by one.

@@ -82,7 +82,7 @@ func (x *Exporter) Config(ctx context.Context) ([]byte, []blob.Ref, error) {
 	if err == nil && len(data) > maxConfig {
 		err = fmt.Errorf("cache configuration of %d bytes is too large for BuildKit", len(data))
 	}
-	if err == nil && x.Pack.Guard != nil {
+	if err == nil {
 		err = image.CheckJSON(x.Pack.Guard, "configuration of the cache", data)
 	}
 	if err != nil {

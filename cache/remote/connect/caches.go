@@ -49,18 +49,6 @@ type Store struct {
 func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, warn func(error), report progress.Func) (*Caches, error) {
 	warn = once(warn)
 	all := &Caches{warn: warn}
-	// A flag may stand for two importers, which fail of the same.
-	var mu sync.Mutex
-	told := map[string]bool{}
-	once := func(err error) {
-		mu.Lock()
-		again := told[err.Error()]
-		told[err.Error()] = true
-		mu.Unlock()
-		if !again {
-			warn(err)
-		}
-	}
 	for _, spec := range from {
 		backends, foreign, err := c.importers(spec)
 		if err != nil {
@@ -72,7 +60,7 @@ func (c *Connector) Open(ctx context.Context, from, to []remote.Spec, s Store, w
 			all.BuildKitFrom = append(all.BuildKitFrom, foreign)
 		}
 		for _, b := range backends {
-			im := remote.NewImporter(b, s.Layers, once)
+			im := remote.NewImporter(b, s.Layers, warn)
 			im.Mounts = spec.Mounts()
 			all.From = append(all.From, im)
 		}
