@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/strake-build/strake/bench/imagetree"
@@ -71,13 +70,5 @@ func (w *workspace) image(ctx context.Context, r request) (*imagetree.Image, err
 	if out, err := exec.CommandContext(ctx, "tar", "-xf", w.archive(), "-C", dir).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("tar -xf %s: %w\n%s", w.archive(), err, out)
 	}
-	index, err := layout.ImageIndexFromPath(dir)
-	if err != nil {
-		return nil, err
-	}
-	img, err := imagetree.First(index)
-	if err != nil {
-		return nil, err
-	}
-	return imagetree.Read(img)
+	return imagetree.ReadLayout(dir)
 }

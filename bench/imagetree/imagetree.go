@@ -16,6 +16,7 @@ import (
 	"strings"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/layout"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 )
 
@@ -26,8 +27,21 @@ type Image struct {
 	Files   map[string]string // path → type, mode, owner, size, link, device, xattrs and digest
 }
 
-// First is the first image of an index, or of the index that it names first.
-func First(index v1.ImageIndex) (v1.Image, error) {
+// ReadLayout reads the first image of an OCI layout.
+func ReadLayout(dir string) (*Image, error) {
+	index, err := layout.ImageIndexFromPath(dir)
+	if err != nil {
+		return nil, err
+	}
+	img, err := first(index)
+	if err != nil {
+		return nil, err
+	}
+	return Read(img)
+}
+
+// first is the first image of an index, or of the index that it names first.
+func first(index v1.ImageIndex) (v1.Image, error) {
 	m, err := index.IndexManifest()
 	if err != nil {
 		return nil, err
@@ -41,7 +55,7 @@ func First(index v1.ImageIndex) (v1.Image, error) {
 		if err != nil {
 			return nil, err
 		}
-		return First(child)
+		return first(child)
 	}
 	return index.Image(desc.Digest)
 }

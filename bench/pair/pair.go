@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-containerregistry/pkg/v1/layout"
 
 	"github.com/strake-build/strake/bench/imagetree"
 )
@@ -146,13 +145,5 @@ func (p *Pair) build(tool, program string, args ...string) (*imagetree.Image, er
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("%w\n%s", err, out[max(0, len(out)-3000):])
 	}
-	index, err := layout.ImageIndexFromPath(dest)
-	if err != nil {
-		return nil, err
-	}
-	img, err := imagetree.First(index)
-	if err != nil {
-		return nil, err
-	}
-	return imagetree.Read(img)
+	return imagetree.ReadLayout(dest)
 }
