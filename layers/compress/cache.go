@@ -39,15 +39,20 @@ type segmentKey [32]byte
 // place is where a segment is.
 type place struct {
 	blob string // hex digits
-	record
+	span
+}
+
+// span is where in a blob a segment is.
+type span struct {
+	offset uint64
+	size   uint32
+	sum    uint32 // see checksum
 }
 
 // record is a segment in a blob.
 type record struct {
-	key    segmentKey
-	offset uint64
-	size   uint32
-	sum    uint32 // see checksum
+	key segmentKey
+	span
 }
 
 const (
@@ -87,7 +92,7 @@ func (c *SegmentCache) load() {
 		}
 		c.read[name] = true
 		for _, r := range c.list(name) {
-			c.places[r.key] = place{name, r}
+			c.places[r.key] = place{name, r.span}
 		}
 	}
 }
@@ -116,11 +121,11 @@ func (c *SegmentCache) list(name string) []record {
 	}
 	list := make([]record, 0, n/recordSize)
 	for b := range slices.Chunk(rest[:n], recordSize) {
-		r := record{
+		r := record{span: span{
 			offset: binary.LittleEndian.Uint64(b[32:]),
 			size:   binary.LittleEndian.Uint32(b[40:]),
 			sum:    binary.LittleEndian.Uint32(b[44:]),
-		}
+		}}
 		copy(r.key[:], b)
 		list = append(list, r)
 	}
@@ -168,7 +173,7 @@ func (c *SegmentCache) keep(blob string, list []record) {
 	defer c.mu.Unlock()
 	c.read[blob] = true
 	for _, r := range list {
-		c.places[r.key] = place{blob, r}
+		c.places[r.key] = place{blob, r.span}
 	}
 }
 

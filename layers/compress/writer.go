@@ -164,7 +164,7 @@ func (z *Writer) emit() {
 		}
 		z.frame.add(s.raw)
 		if z.cache != nil {
-			z.list = append(z.list, record{s.key, offset, uint32(len(s.out)), s.sum})
+			z.list = append(z.list, record{s.key, span{offset, uint32(len(s.out)), s.sum}})
 		}
 		write(s.out)
 		s.raw, s.out, s.err = s.raw[:0], s.out[:0], nil
