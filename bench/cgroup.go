@@ -123,10 +123,9 @@ func field(file, name string) int64 {
 	return 0
 }
 
-// watch begins to sample the memory, seldom enough that the kernel, which adds up
-// the counters of all groups for each sample, does not slow down what is measured;
-// the function returned ends that and
-// returns the peak.
+// watch begins to sample the memory; the function returned ends that and returns
+// the peak. Samples are few enough that the kernel, which adds up the counters of
+// all groups for each, does not slow down what is measured.
 func (g *group) watch() func() int64 {
 	stop, peak := make(chan struct{}), make(chan int64)
 	go func() {

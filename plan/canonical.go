@@ -15,8 +15,8 @@ const CanonicalVersion = 1
 // op says, never where its inputs come from; identities of inputs are the
 // builder's to add. Left out is what cannot change a result: the reference,
 // platform and layout of an Image (its digest says it all), the name of a Local
-// (its contents do), how the target of a Mount was written, the access token and advice of a Git, the proxy, resources
-// and BuildArgs of an Exec.
+// (its contents do), how the target of a Mount was written, the access token and
+// advice of a Git, the proxy, resources and BuildArgs of an Exec.
 //
 // Each field is written in a fixed order, strings and lists with their length
 // before them, so that no two ops share an encoding.

@@ -17,9 +17,9 @@ const maxBytes = 16 << 20
 
 // Reader opens a blob. Reading to the end fails if the content does not have
 // the digest; such a blob is removed so that the next one to want it fetches it
-// again, and the error is ErrDamaged. The last bytes are only given once all are verified: whoever got as
-// many as the blob has got the right ones. The error is ErrNotFound if it is
-// not there or has another size (size < 0: any).
+// again, and the error is ErrDamaged. The last bytes are only given once all are
+// verified: whoever got as many as the blob has got the right ones. The error is
+// ErrNotFound if it is not there or has another size (size < 0: any).
 func (s *Store) Reader(d digest.Digest, size int64) (io.ReadCloser, error) {
 	if err := check(d); err != nil {
 		return nil, err
