@@ -102,13 +102,15 @@ func (bd *build) borrowed(ctx context.Context, v *vertex, key cache.Key) (cache.
 // to be is what BuildKit would have found. A build that writes a cache of ours
 // does not do that, as its keys would be of no use without the other cache.
 func (bd *build) byDefinition(ctx context.Context, v *vertex, i int) (digest.Digest, bool) {
-	if v.noCache || v.inputs[i].noCache || len(bd.r.CacheTo) > 0 {
+	if v.noCache || v.inputs[i].noCache || len(bd.r.CacheTo) > 0 || len(bd.r.BuildKitFrom) == 0 {
+		return "", false
+	}
+	name, from := bd.names.Key(ctx, plan.Input{Step: v.step}), bd.names.Key(ctx, v.step.Inputs[i])
+	if name == nil || from == nil {
 		return "", false
 	}
 	for _, im := range bd.r.BuildKitFrom {
-		name := bd.names.Key(ctx, plan.Input{Step: v.step})
-		from := bd.names.Key(ctx, v.step.Inputs[i])
-		if name == nil || from == nil || !im.Knows(ctx, name) {
+		if !im.Knows(ctx, name) {
 			continue
 		}
 		if id, err := from.Identity(ctx); err == nil {
