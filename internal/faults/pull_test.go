@@ -129,10 +129,6 @@ func pullFaults() []fault {
 			return list
 		}
 	}
-	statuses := map[string]reply{}
-	for _, code := range []int{408, 429, 500, 502, 503, 504} {
-		statuses[fmt.Sprint(code)] = once(status(code, ""))
-	}
 	bits := map[string]reply{
 		"the first byte": always(body(func(d []byte) []byte { return flip(d, 0) })),
 		"in the middle":  always(body(func(d []byte) []byte { return flip(d, len(d)/2) })),
@@ -188,14 +184,9 @@ func pullFaults() []fault {
 			}
 			return list
 		}},
-		{name: "pull/server errors", outcome: over, points: kinds("", statuses)},
+		{name: "pull/server errors", outcome: over, points: kinds("", notNow())},
 		{name: "pull/server errors for ever", outcome: refused, waits: true, points: kinds("503.*not now", map[string]reply{"": always(status(503, ""))})},
-		{name: "pull/429 that says when to come back", outcome: "it waits as long", points: kinds("", map[string]reply{
-			"in seconds": once(status(429, "1")),
-			"as a date": once(func(w *wire, rw http.ResponseWriter, r *http.Request) {
-				status(429, time.Now().Add(2*time.Second).UTC().Format(http.TimeFormat))(w, rw, r) // in whole seconds
-			}),
-		})},
+		{name: "pull/429 that says when to come back", outcome: "it waits as long", points: kinds("", tooMany())},
 		{name: "pull/429 until tomorrow", outcome: "told at once", points: kinds("come back in (24h0m0s|23h59m)", map[string]reply{
 			"in seconds": always(status(429, "86400")),
 			"as a date":  always(status(429, time.Now().Add(24*time.Hour).UTC().Format(http.TimeFormat))),

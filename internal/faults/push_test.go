@@ -111,10 +111,6 @@ func pushFaults() []fault {
 			return list
 		}
 	}
-	statuses := map[string]reply{}
-	for _, code := range []int{408, 429, 500, 502, 503, 504} {
-		statuses[fmt.Sprint(code)] = once(status(code, ""))
-	}
 	return []fault{
 		{name: "push/reset in mid-transfer", outcome: over, points: patch("", func(at int64) reply { return once(taking(at, resets)) })},
 		{name: "push/closed in mid-transfer", outcome: over, points: patch("", func(at int64) reply {
@@ -140,14 +136,9 @@ func pushFaults() []fault {
 			}
 			return list
 		}},
-		{name: "push/server errors", outcome: over, points: points("", statuses)},
+		{name: "push/server errors", outcome: over, points: points("", notNow())},
 		{name: "push/server errors for ever", outcome: refused, waits: true, points: points("503", map[string]reply{"": always(status(503, ""))})},
-		{name: "push/429 that says when to come back", outcome: "it waits as long", points: points("", map[string]reply{
-			"in seconds": once(status(429, "1")),
-			"as a date": once(func(w *wire, rw http.ResponseWriter, r *http.Request) {
-				status(429, time.Now().Add(2*time.Second).UTC().Format(http.TimeFormat))(w, rw, r)
-			}),
-		})},
+		{name: "push/429 that says when to come back", outcome: "it waits as long", points: points("", tooMany())},
 		{name: "push/429 until tomorrow", outcome: "told at once", points: points("come back in 24h", map[string]reply{"": always(status(429, "86400"))})},
 		{name: "push/denied", outcome: refused, points: points("not now|unauthorized|denied|403|413", map[string]reply{
 			"403": always(status(403, "")), "413": always(status(413, "")),

@@ -100,6 +100,23 @@ func (b *bed) step(want, run string, flags ...string) {
 	}
 }
 
+// leaves is a privileged step that leaves something behind when it succeeds, and
+// when it fails; more steps follow.
+func leaves(name, command, more string) (list []point) {
+	for _, end := range []string{"true", "false"} {
+		list = append(list, point{name + ", then " + end, func(b *bed) {
+			args := b.building("FROM "+b.lab.base+"\nRUN --security=insecure "+command+"; "+end+"\n"+more, "--allow", "security.insecure")
+			if end == "true" {
+				b.ok(args...)
+			} else {
+				b.fails("exit code: 1", args...)
+			}
+			b.ok("prune", "--all", "--force", "--images")
+		}})
+	}
+	return list
+}
+
 // stepFaults are of steps that misbehave, or are made to.
 func stepFaults() []fault {
 	const failed, gone = "the step fails, in words", "the build goes on, and nothing of it is left"
@@ -215,17 +232,7 @@ func stepFaults() []fault {
 				"append only":         "mkdir /i && touch /i/f && chattr +a /i /i/f",
 				"many":                "mkdir /i; for i in 1 2 3 4 5 6 7 8 9; do mkdir -p /i/$i/x; touch /i/$i/x/f; chattr +i /i/$i/x/f /i/$i/x; done",
 			}) {
-				for _, end := range []string{"true", "false"} {
-					list = append(list, point{name + ", then " + end, func(b *bed) {
-						args := b.building("FROM "+b.lab.base+"\nRUN --security=insecure "+command+"; "+end+"\nRUN ls -lR /i\n", "--allow", "security.insecure")
-						if end == "true" {
-							b.ok(args...)
-						} else {
-							b.fails("exit code: 1", args...)
-						}
-						b.ok("prune", "--all", "--force", "--images")
-					}})
-				}
+				list = append(list, leaves(name, command, "RUN ls -lR /i\n")...)
 			}
 			return list
 		}},
@@ -242,17 +249,7 @@ func stepFaults() []fault {
 				"in other namespace": "mkdir /m && (unshare -m sh -c 'mount -t tmpfs x /m; sleep 1000' &) ; sleep 0.1",
 				"deep":               "i=0; p=/m; while [ $i -lt 50 ]; do mkdir -p $p && mount -t tmpfs x $p; p=$p/m; i=$((i+1)); done",
 			}) {
-				for _, end := range []string{"true", "false"} {
-					list = append(list, point{name + ", then " + end, func(b *bed) {
-						args := b.building("FROM "+b.lab.base+"\nRUN --security=insecure "+command+"; "+end+"\n", "--allow", "security.insecure")
-						if end == "true" {
-							b.ok(args...)
-						} else {
-							b.fails("exit code: 1", args...)
-						}
-						b.ok("prune", "--all", "--force", "--images")
-					}})
-				}
+				list = append(list, leaves(name, command, "")...)
 			}
 			return list
 		}},

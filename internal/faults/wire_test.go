@@ -184,6 +184,25 @@ func status(code int, after string) func(w *wire, rw http.ResponseWriter, r *htt
 	}
 }
 
+// notNow are the answers that another attempt may get over.
+func notNow() map[string]reply {
+	replies := map[string]reply{}
+	for _, code := range []int{408, 429, 500, 502, 503, 504} {
+		replies[fmt.Sprint(code)] = once(status(code, ""))
+	}
+	return replies
+}
+
+// tooMany are answers that say when to come back.
+func tooMany() map[string]reply {
+	return map[string]reply{
+		"in seconds": once(status(429, "1")),
+		"as a date": once(func(w *wire, rw http.ResponseWriter, r *http.Request) {
+			status(429, time.Now().Add(2*time.Second).UTC().Format(http.TimeFormat))(w, rw, r) // in whole seconds
+		}),
+	}
+}
+
 // body answers with another body, its length told truly.
 func body(change func([]byte) []byte) func(w *wire, rw http.ResponseWriter, r *http.Request) {
 	return func(w *wire, rw http.ResponseWriter, r *http.Request) {

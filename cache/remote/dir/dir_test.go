@@ -40,6 +40,13 @@ func TestBackend(t *testing.T) {
 	}
 }
 
+func putOne(t *testing.T, d *Dir, ref blob.Ref, damaged bool) {
+	t.Helper()
+	if err := d.Put(t.Context(), "strake1-r-x", []byte("{}"), []blob.Ref{ref}, damaged); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // A blob that is known to be damaged is written anew.
 func TestDamaged(t *testing.T) {
 	t.Parallel()
@@ -48,18 +55,12 @@ func TestDamaged(t *testing.T) {
 		t.Fatal(err)
 	}
 	ref := remotetest.Ref([]byte("content"))
-	put := func(damaged bool) {
-		t.Helper()
-		if err := d.Put(t.Context(), "strake1-r-x", []byte("{}"), []blob.Ref{ref}, damaged); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put(false)
+	putOne(t, d, ref, false)
 	file := filepath.Join(d.path, "blobs", "sha256", ref.Desc.Digest.Encoded())
 	if err := os.WriteFile(file, []byte("contemt"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	put(true)
+	putOne(t, d, ref, true)
 	if data, err := os.ReadFile(file); string(data) != "content" {
 		t.Errorf("got %q, %v", data, err)
 	}
@@ -73,13 +74,7 @@ func TestPipes(t *testing.T) {
 		t.Fatal(err)
 	}
 	ref := remotetest.Ref([]byte("content"))
-	put := func() {
-		t.Helper()
-		if err := d.Put(t.Context(), "strake1-r-x", []byte("{}"), []blob.Ref{ref}, false); err != nil {
-			t.Fatal(err)
-		}
-	}
-	put()
+	putOne(t, d, ref, false)
 	object, err := d.object("strake1-r-x")
 	if err != nil {
 		t.Fatal(err)
@@ -95,7 +90,7 @@ func TestPipes(t *testing.T) {
 	if _, err := Blob(t.Context(), &url.URL{Path: d.path}, ref.Desc); !errors.Is(err, errIrregular) {
 		t.Errorf("Blob of a pipe: %v", err)
 	}
-	put()
+	putOne(t, d, ref, false)
 	if data, err := d.Get(t.Context(), "strake1-r-x"); string(data) != "{}" || err != nil {
 		t.Errorf("after it was written anew: %q, %v", data, err)
 	}
