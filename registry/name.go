@@ -18,20 +18,6 @@ func Normalize(ref string) (string, error) {
 	return r.String(), nil
 }
 
-// Familiar is the short form of a reference: the inverse of Normalize but for
-// the tag, which stays. "docker.io/a.b/c" has none: "a.b/c" is in the registry a.b.
-func Familiar(ref string) string {
-	named, err := reference.ParseNormalizedNamed(ref)
-	if err != nil {
-		return ref
-	}
-	short := reference.FamiliarString(named)
-	if again, err := reference.ParseNormalizedNamed(short); err != nil || again.String() != named.String() {
-		return named.String()
-	}
-	return short
-}
-
 // ref is a parsed reference.
 type ref struct {
 	domain string // "docker.io"

@@ -5,6 +5,8 @@ import (
 	"testing"
 
 	"github.com/google/go-containerregistry/pkg/name"
+
+	"github.com/strake-build/strake/internal/shortname"
 )
 
 // FuzzReference: the full form of a reference is its own full form, its short
@@ -25,8 +27,8 @@ func FuzzReference(f *testing.F) {
 		if again, err := Normalize(full); err != nil || again != full {
 			t.Errorf("%q is %q, and that is %q, %v", s, full, again, err)
 		}
-		if again, err := Normalize(Familiar(s)); err != nil || again != full {
-			t.Errorf("%q is %q, but its short form %q is %q, %v", s, full, Familiar(s), again, err)
+		if again, err := Normalize(shortname.Of(s)); err != nil || again != full {
+			t.Errorf("%q is %q, but its short form %q is %q, %v", s, full, shortname.Of(s), again, err)
 		}
 		host, err := Host(s)
 		if err != nil || host == "" || strings.ContainsAny(host, "/@ ") {

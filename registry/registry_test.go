@@ -28,6 +28,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/internal/manifest"
+	"github.com/strake-build/strake/internal/shortname"
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/progress"
 )
@@ -637,8 +638,8 @@ func TestNames(t *testing.T) {
 		"localhost:5000/app:latest":     "localhost:5000/app:latest",
 		"NOT A NAME":                    "NOT A NAME",
 	} {
-		if got := Familiar(in); got != want {
-			t.Errorf("Familiar(%q) = %q, want %q", in, got, want)
+		if got := shortname.Of(in); got != want {
+			t.Errorf("shortname.Of(%q) = %q, want %q", in, got, want)
 		}
 	}
 	_, err := Normalize("Alpine")

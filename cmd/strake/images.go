@@ -14,10 +14,10 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"github.com/strake-build/strake/internal/shortname"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/layers/snapshot"
-	"github.com/strake-build/strake/registry"
 )
 
 type imagesOptions struct {
@@ -163,7 +163,7 @@ func splitRef(ref string) (repo, tag string, ok bool) {
 	if err != nil {
 		return "", "", false
 	}
-	repo, tag = registry.Familiar(named.Name()), "<none>"
+	repo, tag = shortname.Of(named.Name()), "<none>"
 	if t, ok := named.(reference.Tagged); ok {
 		tag = t.Tag()
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/opencontainers/go-digest"
 	"github.com/spf13/cobra"
 
+	"github.com/strake-build/strake/internal/shortname"
 	"github.com/strake-build/strake/layers/image"
-	"github.com/strake-build/strake/registry"
 )
 
 type inspectOptions struct{ format, platform string }
@@ -154,7 +154,7 @@ func (i *inspected) addName(n image.Name, img image.Image) {
 			continue
 		}
 		if !strings.Contains(n.Ref, "@") {
-			i.RepoTags = append(i.RepoTags, registry.Familiar(n.Ref))
+			i.RepoTags = append(i.RepoTags, shortname.Of(n.Ref))
 		}
 		d := n.Index
 		if d == "" {

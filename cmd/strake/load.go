@@ -7,7 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/strake-build/strake/registry"
+	"github.com/strake-build/strake/internal/shortname"
 )
 
 type loadOptions struct {
@@ -52,7 +52,7 @@ func runLoad(ctx context.Context, o loadOptions, e *env) (err error) {
 	}
 	for _, n := range names {
 		if n.Ref != "" {
-			err = e.printf("Loaded image: %s\n", registry.Familiar(n.Ref))
+			err = e.printf("Loaded image: %s\n", shortname.Of(n.Ref))
 		} else {
 			err = e.printf("Loaded image ID: %s\n", n.Images[0].ID)
 		}

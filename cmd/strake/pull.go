@@ -8,6 +8,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/strake-build/strake/internal/shortname"
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/progress"
 	"github.com/strake-build/strake/registry"
@@ -61,7 +62,7 @@ func pull(ctx context.Context, s *store, ref string, ps []ocispec.Platform, o di
 		return image.Name{}, usageError{err}
 	}
 	var name image.Name
-	err = e.show("pull "+registry.Familiar(norm), o, func(report progress.Func) (err error) {
+	err = e.show("pull "+shortname.Of(norm), o, func(report progress.Func) (err error) {
 		name, err = s.transfer().Pull(ctx, norm, ps, report)
 		return err
 	})

@@ -7,6 +7,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"github.com/spf13/cobra"
 
+	"github.com/strake-build/strake/internal/shortname"
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/progress"
 	"github.com/strake-build/strake/registry"
@@ -56,7 +57,7 @@ func runPush(ctx context.Context, o pushOptions, ref string, e *env) (err error)
 		name.Images = []image.Image{img}
 	}
 	var desc ocispec.Descriptor
-	err = e.show("push "+registry.Familiar(norm), o.displayOptions, func(report progress.Func) error {
+	err = e.show("push "+shortname.Of(norm), o.displayOptions, func(report progress.Func) error {
 		return undamaged(func() (err error) {
 			desc, err = s.transfer().Push(ctx, name, norm, report)
 			return err
@@ -68,5 +69,5 @@ func runPush(ctx context.Context, o pushOptions, ref string, e *env) (err error)
 	if o.quiet {
 		return e.printf("%s\n", desc.Digest)
 	}
-	return e.printf("%s: digest: %s size: %d\n", registry.Familiar(norm), desc.Digest, desc.Size)
+	return e.printf("%s: digest: %s size: %d\n", shortname.Of(norm), desc.Digest, desc.Size)
 }

@@ -20,6 +20,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/internal/manifest"
+	"github.com/strake-build/strake/internal/shortname"
 	"github.com/strake-build/strake/layers/blob"
 )
 
@@ -92,7 +93,7 @@ func WriteDocker(ctx context.Context, w io.Writer, bundles []Bundle) error {
 			if !ok {
 				continue // only a digest: nothing that docker would load
 			}
-			short := familiar(tagged.String())
+			short := shortname.Of(tagged.String())
 			entries[i].RepoTags = append(entries[i].RepoTags, short)
 			if len(img.Layers) > 0 {
 				repo := strings.TrimSuffix(short, ":"+tagged.Tag())

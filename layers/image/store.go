@@ -20,6 +20,7 @@ import (
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
 
+	"github.com/strake-build/strake/internal/shortname"
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/state"
 )
@@ -277,7 +278,7 @@ func (s *Store) Tag(arg, ref string) error {
 		return err
 	}
 	if strings.Contains(ref, "@") {
-		return fmt.Errorf("%s: refusing to create a tag with a digest reference", familiar(ref))
+		return fmt.Errorf("%s: refusing to create a tag with a digest reference", shortname.Of(ref))
 	}
 	unlock, err := s.lock()
 	if err != nil {
@@ -330,7 +331,7 @@ func (s *Store) Remove(arg string, force bool) (untagged, deleted []string, err 
 			return untagged, deleted, err
 		}
 		gone[n.Ref] = true
-		untagged = append(untagged, familiar(n.Ref))
+		untagged = append(untagged, shortname.Of(n.Ref))
 		candidates = append(candidates[:len(candidates):len(candidates)], n.Images...)
 	}
 	kept := map[digest.Digest]bool{}
@@ -485,20 +486,6 @@ func normalize(ref string) (string, error) {
 		return "", fmt.Errorf("image name %q: %w", ref, err)
 	}
 	return reference.TagNameOnly(named).String(), nil
-}
-
-// familiar is the short form of a reference, if that means the same:
-// "docker.io/a.b/c" has none, as "a.b/c" is in the registry a.b.
-func familiar(ref string) string {
-	named, err := reference.ParseNormalizedNamed(ref)
-	if err != nil {
-		return ref
-	}
-	short := reference.FamiliarString(named)
-	if again, err := reference.ParseNormalizedNamed(short); err != nil || again.String() != named.String() {
-		return named.String()
-	}
-	return short
 }
 
 func repository(ref string) string {
