@@ -13,8 +13,9 @@ import (
 	"os/exec"
 	"regexp"
 	"strings"
-	"syscall"
 	"time"
+
+	"github.com/strake-build/strake/cache/remote/remotetest"
 )
 
 // Variable names the program of a real blob store, azurite-blob, which then has
@@ -40,19 +41,12 @@ var listens = regexp.MustCompile(`listen\w* (?:on|at) (http://127\.0\.0\.1:\d+)`
 func startAzurite(program, dir string) (a *azurite, stop func() error, err error) {
 	cmd := exec.Command(program, "--blobHost", "127.0.0.1", "--blobPort", "0", "--location", dir, "--disableTelemetry")
 	cmd.Env = append(os.Environ(), "AZURITE_ACCOUNTS="+account+":"+base64.StdEncoding.EncodeToString(accountKey))
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return nil, nil, err
 	}
-	if err := cmd.Start(); err != nil {
+	if stop, err = remotetest.Start(cmd); err != nil {
 		return nil, nil, err
-	}
-	stop = func() error {
-		err := cmd.Process.Kill()
-		_ = cmd.Wait()
-		return err
 	}
 	found := make(chan string, 1)
 	go func() {

@@ -12,11 +12,12 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/johannesboyne/gofakes3"
 	"github.com/johannesboyne/gofakes3/backend/s3mem"
+
+	"github.com/strake-build/strake/cache/remote/remotetest"
 )
 
 // Bucket, ID, Secret and Region are what the servers know.
@@ -46,15 +47,8 @@ func Start(dir string) (h http.Handler, stop func() error, err error) {
 		return nil, nil, err
 	}
 	cmd := exec.Command(program, "--access", ID, "--secret", Secret, "--region", Region, "--port", address, "--quiet", "posix", dir)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
+	if stop, err = remotetest.Start(cmd); err != nil {
 		return nil, nil, err
-	}
-	stop = func() error {
-		err := cmd.Process.Kill()
-		_ = cmd.Wait()
-		return err
 	}
 	if err := awaitServer(address); err != nil {
 		return nil, nil, errors.Join(fmt.Errorf("%s: %w", program, err), stop())
