@@ -34,13 +34,10 @@ import (
 // has another key, and the build begins again as well.
 
 // A request begins again at most maxAgain times. After trustAgain times only what
-// is in the store counts: one layer is found to be lost at a time. So is one
-// damaged blob, which is gone then: of those there may be as many as images have
-// layers.
+// is in the store counts: one layer is found to be lost at a time.
 const (
 	trustAgain = 20
 	maxAgain   = 40
-	maxDamaged = 500
 )
 
 // contentError tells that the contents of a layer, which were to come from a
@@ -74,7 +71,7 @@ func (b *Builder) Again(r *Request, err error) bool {
 	if errors.Is(err, blob.ErrDamaged) {
 		// It was ours, and is gone now.
 		r.damaged++
-		return r.damaged <= maxDamaged
+		return r.damaged <= blob.MaxDamaged
 	}
 	if r.again++; r.again > maxAgain {
 		return false

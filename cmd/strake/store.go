@@ -200,17 +200,12 @@ func (s *store) close() error {
 	return errors.Join(errs...)
 }
 
-// maxDamaged is how many damaged blobs a command puts up with.
-const maxDamaged = 40
-
 // undamaged calls fn again if it fails because of a blob that is damaged: it is
 // gone then, and made or fetched again.
 func undamaged(fn func() error) error {
-	var err error
-	for range maxDamaged {
-		if err = fn(); !errors.Is(err, blob.ErrDamaged) {
-			return err
-		}
+	err := fn()
+	for n := 0; n < blob.MaxDamaged && errors.Is(err, blob.ErrDamaged); n++ {
+		err = fn()
 	}
 	return err
 }

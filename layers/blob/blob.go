@@ -32,6 +32,10 @@ var ErrNotFound = errors.New("blob not found")
 // It is there no more: errors of this kind are of kind ErrNotFound, too.
 var ErrDamaged = errors.New("blob is damaged")
 
+// MaxDamaged is how many damaged blobs a command puts up with: it finds them one
+// by one, and there may be as many as images have layers.
+const MaxDamaged = 500
+
 // damagedError is an error of kind ErrDamaged.
 type damagedError struct{ d digest.Digest }
 
