@@ -163,17 +163,23 @@ func (w *workspace) warmBase(ctx context.Context) func() error {
 
 // generator adds command gen to a base image.
 func (w *workspace) generator(tw *tar.Writer) error {
-	out := filepath.Join(w.b.dir, "gen")
-	cmd := exec.Command("go", "build", "-o", out, "./bench/gen")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if msg, err := cmd.CombinedOutput(); err != nil {
-		return fmt.Errorf("go build ./bench/gen: %w\n%s", err, msg)
+	path, err := w.genProgram()
+	if err != nil {
+		return err
 	}
-	data, err := os.ReadFile(out)
+	data, err := os.ReadFile(path)
 	if err != nil {
 		return err
 	}
 	return writeFile(tw, "bin/gen", 0o755, data)
+}
+
+// genProgram builds command gen.
+func (w *workspace) genProgram() (string, error) {
+	path := filepath.Join(w.b.dir, "gen")
+	cmd := exec.Command("go", "build", "-o", path, "./bench/gen")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	return path, quietly(cmd)
 }
 
 // files fills the context with n files of the size given.
@@ -192,9 +198,9 @@ func (w *workspace) files(n, size int) error {
 	return nil
 }
 
-// goApp writes a Go program of several packages that uses much of the standard
+// goFiles writes a Go program of several packages that uses much of the standard
 // library.
-func (w *workspace) goApp(cacheMount bool, then ...func() error) error {
+func (w *workspace) goFiles() error {
 	files := map[string]string{
 		"go.mod":  "module example.com/app\n\ngo 1.24\n",
 		"main.go": goMain(0),
@@ -210,6 +216,14 @@ func (w *workspace) goApp(cacheMount bool, then ...func() error) error {
 		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// goApp has a Go program compiled in a first stage.
+func (w *workspace) goApp(cacheMount bool, then ...func() error) error {
+	if err := w.goFiles(); err != nil {
+		return err
 	}
 	mount := ""
 	if cacheMount {

@@ -32,7 +32,11 @@ import (
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx); err != nil {
+	do := run
+	if len(os.Args) > 1 && os.Args[1] == floorCommand {
+		do = func(ctx context.Context) error { return runFloor(ctx, os.Args[2:]) }
+	}
+	if err := do(ctx); err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}
@@ -179,8 +183,8 @@ type sample struct {
 }
 
 // measure runs a case n times with each tool in turn.
-func (b *bench) measure(ctx context.Context, c benchCase, n int) (row, error) {
-	r := row{benchCase: c, samples: map[string][]sample{}, syncs: map[string]int{}}
+func (b *bench) measure(ctx context.Context, c benchCase, n int) (r row, err error) {
+	r = row{benchCase: c, samples: map[string][]sample{}, syncs: map[string]int{}}
 	images := map[string]*imagetree.Image{}
 	for i := range n {
 		for _, t := range b.tools {
@@ -197,6 +201,9 @@ func (b *bench) measure(ctx context.Context, c benchCase, n int) (row, error) {
 				images[t.name()] = img
 			}
 		}
+	}
+	if r.floor, err = b.measureFloor(ctx, c, n); err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %s: floor: %v\n", c.name, err)
 	}
 	if ours, theirs := images["strake"], images["buildkit"]; ours != nil && theirs != nil {
 		if diff := gocmp.Diff(theirs, ours); diff != "" {

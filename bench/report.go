@@ -15,6 +15,7 @@ type row struct {
 	benchCase
 	samples map[string][]sample // by tool
 	syncs   map[string]int      // by tool; empty if not counted
+	floor   time.Duration       // 0 if not known
 }
 
 // ratio is strake's time by BuildKit's, 0 if one of them is missing.
@@ -27,7 +28,7 @@ func (r row) ratio() float64 {
 }
 
 func timesHead(tools []string) string {
-	return "| case | work | " + strings.Join(tools, " s | ") + " s | × BuildKit | goal |\n|---|---|" + strings.Repeat("---|", len(tools)+2) + "\n"
+	return "| case | work | " + strings.Join(tools, " s | ") + " s | floor s | × BuildKit | goal |\n|---|---|" + strings.Repeat("---|", len(tools)+3) + "\n"
 }
 
 func (r row) times(tools []string) string {
@@ -35,11 +36,15 @@ func (r row) times(tools []string) string {
 	for _, t := range tools {
 		cells = append(cells, seconds(r.samples[t]))
 	}
+	least := "–"
+	if r.floor > 0 {
+		least = fmt.Sprintf("%.3f (%s)", r.floor.Seconds(), floors[r.name].what)
+	}
 	ratio := "–"
 	if x := r.ratio(); x > 0 {
 		ratio = fmt.Sprintf("%.3f", x)
 	}
-	return "| " + strings.Join(append(cells, ratio, r.goal), " | ") + " |\n"
+	return "| " + strings.Join(append(cells, least, ratio, r.goal), " | ") + " |\n"
 }
 
 func seconds(s []sample) string {
