@@ -55,7 +55,10 @@ func (c *Client) Resolve(ctx context.Context, reference string, platform ocispec
 		Manifest:    chosen.Manifest,
 		RawManifest: chosen.Raw,
 		Config:      chosen.Config,
+		RawIndex:    chosen.RawIndex,
 		Origin:      r.repository(),
+
+		Attestations: chosen.Attestations,
 	}, nil
 }
 

@@ -167,6 +167,9 @@ type Image struct {
 	Manifest    ocispec.Manifest   // Docker schema 2 manifests are given in this form too
 	RawManifest []byte
 	Config      []byte // the configuration blob, verified
+	RawIndex    []byte // of Index
+	// Attestations are the attestation manifests of the image in its index.
+	Attestations []ocispec.Descriptor
 	// Origin is the repository where layers can be fetched
 	// ("docker.io/library/alpine"), from it or one of its mirrors.
 	Origin string

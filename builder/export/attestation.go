@@ -15,6 +15,7 @@ import (
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/attest"
+	"github.com/strake-build/strake/internal/manifest"
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/layers/image"
@@ -27,11 +28,8 @@ import (
 // and the name stands for the image itself.
 
 const (
-	annotationReferenceType   = "vnd.docker.reference.type"
-	annotationReferenceDigest = "vnd.docker.reference.digest"
-	annotationPredicateType   = "in-toto.io/predicate-type"
-	referenceAttestation      = "attestation-manifest"
-	artifactAttestation       = "application/vnd.docker.attestation.manifest.v1+json"
+	annotationPredicateType = "in-toto.io/predicate-type"
+	artifactAttestation     = "application/vnd.docker.attestation.manifest.v1+json"
 )
 
 // wanted are the attestations of an image for this output. alone tells that
@@ -126,7 +124,7 @@ func (x *run) attest(ctx context.Context, img Image, packed *image.Packed, alone
 	out.Desc = ocispec.Descriptor{
 		MediaType: m.MediaType, Digest: digest.FromBytes(raw), Size: int64(len(raw)),
 		Annotations: map[string]string{
-			annotationReferenceType: referenceAttestation, annotationReferenceDigest: packed.Desc.Digest.String(),
+			manifest.AnnotationReferenceType: manifest.ReferenceAttestation, manifest.AnnotationReferenceDigest: packed.Desc.Digest.String(),
 		},
 		Platform: &ocispec.Platform{Architecture: "unknown", OS: "unknown"},
 	}

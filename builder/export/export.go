@@ -11,6 +11,7 @@
 package export
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -168,6 +169,8 @@ func (x *run) packOptions(img Image) image.PackOptions {
 type result struct {
 	image.Bundle
 	packed []*image.Packed // the images, of which the bundle has more if it is an index
+	// said are the attestation manifests of the images, nil for none.
+	said []*image.Packed
 	// referrers are manifests that refer to the images.
 	referrers []*image.Packed
 }
@@ -187,8 +190,7 @@ func (x *run) fullOptions(ctx context.Context, img Image) (image.PackOptions, er
 // manifest to deliver.
 func (x *run) pack(ctx context.Context) (*result, error) {
 	alone := len(x.images) == 1
-	attested := slices.ContainsFunc(x.images, func(img Image) bool { return len(x.wanted(img, alone)) > 0 })
-	index := !alone || attested && !x.o.Referrers
+	index := !alone || x.attested() && !x.o.Referrers
 	if err := x.checkAnnotations(index); err != nil {
 		return nil, err
 	}
@@ -213,6 +215,7 @@ func (x *run) pack(ctx context.Context) (*result, error) {
 		if err != nil {
 			return nil, err
 		}
+		r.said = append(r.said, said)
 		if said != nil {
 			r.referrers = append(r.referrers, said)
 		}
@@ -240,12 +243,18 @@ func (x *run) index(r *result, all []*image.Packed) error {
 	return nil
 }
 
+// attested reports whether something is to be said of an image.
+func (x *run) attested() bool {
+	return slices.ContainsFunc(x.images, func(img Image) bool { return len(x.wanted(img, len(x.images) == 1)) > 0 })
+}
+
 // image stores the images, and pushes them where that is wanted.
 func (x *run) image(ctx context.Context) (map[string]any, error) {
 	push := x.o.Push || x.o.Type == TypeRegistry
 	var made *result
 	var configs [][]byte
-	if push {
+	// What is said of an image is said of its manifest.
+	if push || x.attested() {
 		var err error
 		if made, err = x.pack(ctx); err != nil {
 			return nil, err
@@ -274,27 +283,41 @@ func (x *run) image(ctx context.Context) (map[string]any, error) {
 	response := x.response(configs)
 	// Storing waits for the disk, and pushing for the registry.
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return x.store(configs) })
-	if push {
+	g.Go(func() error { return x.store(ctx, configs, made) })
+	if made != nil {
 		x.describe(response, made)
+	}
+	if push {
 		g.Go(func() error { return x.pushAll(ctx, made) })
 	}
 	return response, g.Wait()
 }
 
-// store puts images that were built into the image store.
-func (x *run) store(configs [][]byte) error {
+// store puts images that were built into the image store, with what is said of
+// them. made is nil if there are no manifests.
+func (x *run) store(ctx context.Context, configs [][]byte, made *result) error {
 	var stored []image.Image
+	var index digest.Digest
 	for i, img := range x.images {
 		id := digest.FromBytes(configs[i])
 		stored = append(stored, image.Image{ID: id, Platform: img.Target.Platform, Tree: img.Tree, Pack: x.packOptions(img), Annotations: x.o.annotations(LevelManifest, &img.Target.Platform)})
+		if made != nil && made.said[i] != nil && !x.o.Referrers {
+			a, err := x.Images.PutAttestation(ctx, made.said[i])
+			if err != nil {
+				return err
+			}
+			stored[i].Attestations = []image.Attestation{a}
+			if index, _, err = x.Packer.Blobs.Put(bytes.NewReader(made.Raw), made.Desc.Digest, made.Desc.Size); err != nil {
+				return err
+			}
+		}
 		x.status("writing image %s", id)
 	}
 	names := x.o.Names
 	if x.o.ByDigest {
 		names = nil
 	}
-	if err := x.Images.Put(names, stored, configs, ""); err != nil {
+	if err := x.Images.Put(names, stored, configs, index); err != nil {
 		return err
 	}
 	for _, n := range names {
@@ -403,32 +426,19 @@ func (x *run) deliver(ctx context.Context, bundles []image.Bundle) error {
 
 // Save writes images of the store, under their names, as one archive: an output
 // of type oci or docker. They keep the manifests that they came with, if any.
-func (e *Exporter) Save(ctx context.Context, names []image.Name, src snapshot.Sources, o Output) error {
+// For warn see image.Packer.Bundle.
+func (e *Exporter) Save(ctx context.Context, names []image.Name, src snapshot.Sources, o Output, warn func(text string)) error {
 	if err := o.check(1); err != nil {
 		return err
 	}
-	x := &run{Exporter: e, o: o}
 	var bundles []image.Bundle
 	for _, n := range names {
-		var packed []*image.Packed
-		for _, img := range n.Images {
-			p, err := e.Packer.Stored(ctx, img, src)
-			if err != nil {
-				return err
-			}
-			packed = append(packed, p)
+		b, err := e.Packer.Bundle(ctx, n, src, warn)
+		if err != nil {
+			return err
 		}
-		x.o.Names = nil
-		if n.Ref != "" {
-			x.o.Names = []string{n.Ref}
-		}
-		r := &result{Bundle: image.Single(packed[0], x.o.Names...)}
-		if len(packed) > 1 {
-			if err := x.index(r, packed); err != nil {
-				return err
-			}
-		}
-		bundles = append(bundles, r.Bundle)
+		bundles = append(bundles, b)
 	}
+	x := &run{Exporter: e, o: o}
 	return x.deliver(ctx, bundles)
 }

@@ -98,11 +98,11 @@ func (o attestOptions) parse() (attest.Request, error) {
 
 // placeOf refuses attestations that no output can hold.
 func placeOf(asked attest.Request, outputs []export.Output) error {
-	stored := func(o export.Output) bool { return o.Type == export.TypeImage && !o.Push }
-	if len(asked) == 0 || slices.ContainsFunc(outputs, func(o export.Output) bool { return !stored(o) }) {
+	lost := func(o export.Output) bool { return o.Type == export.TypeImage && !o.Push && o.Referrers }
+	if len(asked) == 0 || slices.ContainsFunc(outputs, func(o export.Output) bool { return !lost(o) }) {
 		return nil
 	}
-	return usagef("an image of the local store has no place for attestations: add --push, or an output as -o type=oci,dest=app.tar")
+	return usagef("an image of the local store has no place for referrers: add --push, or leave attestations=referrers out")
 }
 
 // describer makes the attestations of a build's results.

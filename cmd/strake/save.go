@@ -22,7 +22,7 @@ func newSave(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "save [OPTIONS] IMAGE...",
 		Short:   "Write images to an archive",
-		Long:    "Write images to an archive that docker, podman, skopeo and strake load; as OCI layout with --format oci.",
+		Long:    "Write images to an archive that docker, podman, skopeo and strake load; as OCI layout, which keeps attestations, with --format oci.",
 		Example: "  strake save -o app.tar app\n  strake save app | ssh host docker load",
 		Args:    nArgs(1, -1, "at least one image"),
 		RunE:    func(cmd *cobra.Command, args []string) error { return runSave(cmd.Context(), o, args, e) },
@@ -60,11 +60,14 @@ func runSave(ctx context.Context, o saveOptions, args []string, e *env) (err err
 			}
 			n.Images = []image.Image{img}
 		}
+		if o.format == export.TypeDocker { // which has no place for an index
+			n.Index, n.Images[0].Attestations = "", nil
+		}
 		names = append(names, n)
 	}
 	x := export.Exporter{Packer: s.packer, Images: s.images, Layers: s.layers, Stdout: e.stdout}
 	save := func() error {
-		return x.Save(ctx, names, transfer.Sources(s.client, s.blobs, progress.Discard), out)
+		return x.Save(ctx, names, transfer.Sources(s.client, s.blobs, progress.Discard), out, func(text string) { e.warnf("%s", text) })
 	}
 	if out.ToStdout() {
 		return save() // what was written can't be taken back

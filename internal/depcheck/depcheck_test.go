@@ -99,7 +99,7 @@ var allowed = []struct {
 	{"builder/source/...", []string{"layers/...", "plan", "progress", "state", "builder/source/...", "internal/flight", "internal/lazyregexp"}},
 	{"builder/file", []string{"layers/...", "plan"}},
 	{"builder/explain", []string{"state/builds"}},
-	{"builder/export", []string{"plan", "attest", "layers/...", "progress", "registry", "registry/...", "internal/lazyregexp"}},
+	{"builder/export", []string{"plan", "attest", "layers/...", "progress", "registry", "registry/...", "internal/lazyregexp", "internal/manifest"}},
 	{"builder", []string{"plan", "progress", "state", "state/builds", "cache", "cache/remote", "cache/remote/buildkit", "registry", "layers/...", "builder/...", "internal/flight"}},
 	{"container/...", []string{"builder/sandbox/...", "builder/file", "layers", "layers/...", "container/..."}},
 	{"daemon/...", []string{"..."}},

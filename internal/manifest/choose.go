@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"sort"
 	"strings"
 
@@ -20,6 +21,10 @@ type Image struct {
 	Manifest ocispec.Manifest
 	Raw      []byte // of the manifest
 	Config   []byte
+	RawIndex []byte // of Index
+	// Attestations are the attestation manifests of the image that the index
+	// it was chosen from names.
+	Attestations []ocispec.Descriptor
 }
 
 // Fetch returns the bytes that desc describes, at most Limit; Choose verifies
@@ -58,9 +63,9 @@ func (e *PlatformError) Error() string {
 func Choose(ctx context.Context, desc ocispec.Descriptor, raw []byte, platform ocispec.Platform, fetch Fetch) (*Image, error) {
 	c := chooser{fetch: fetch, want: platforms.Normalize(platform)}
 	c.match = platforms.Only(c.want)
-	var index digest.Digest
+	chosen := &Image{}
 	if IsIndex(desc.MediaType) {
-		index = desc.Digest
+		chosen.Index, chosen.RawIndex = desc.Digest, raw
 		found, err := c.list(ctx, raw, 0)
 		if err != nil {
 			return nil, err
@@ -73,6 +78,7 @@ func Choose(ctx context.Context, desc ocispec.Descriptor, raw []byte, platform o
 			return nil, err
 		}
 		desc = d
+		chosen.Attestations = slices.DeleteFunc(c.attested, func(a ocispec.Descriptor) bool { return Attested(a) != d.Digest })
 	}
 	m, err := Parse(raw)
 	if err != nil {
@@ -90,7 +96,8 @@ func Choose(ctx context.Context, desc ocispec.Descriptor, raw []byte, platform o
 	if desc.Platform == nil {
 		desc.Platform = &img.Platform
 	}
-	return &Image{Index: index, Desc: desc, Manifest: m, Raw: raw, Config: config}, nil
+	chosen.Desc, chosen.Manifest, chosen.Raw, chosen.Config = desc, m, raw, config
+	return chosen, nil
 }
 
 type chooser struct {
@@ -98,6 +105,8 @@ type chooser struct {
 	want   ocispec.Platform
 	match  platforms.MatchComparer
 	probes int
+	// attested are the attestation manifests that were met.
+	attested []ocispec.Descriptor
 }
 
 // list returns the manifests of an index and the indexes in it. Entries that
@@ -113,7 +122,10 @@ func (c *chooser) list(ctx context.Context, raw []byte, depth int) ([]ocispec.De
 	var found []ocispec.Descriptor
 	for _, d := range x.Manifests {
 		switch {
-		case d.Platform != nil && d.Platform.OS == "unknown": // attestations
+		case d.Platform != nil && d.Platform.OS == "unknown":
+			if Attested(d) != "" && IsManifest(d.MediaType) {
+				c.attested = append(c.attested, d)
+			}
 		case IsIndex(d.MediaType):
 			if c.probes++; c.probes > maxProbes {
 				return nil, errors.New("index has too many indexes in it")

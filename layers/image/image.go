@@ -33,15 +33,26 @@ type Image struct {
 	// Manifest is the digest of the manifest that the image came with, a blob
 	// of the store; empty for images made here.
 	Manifest digest.Digest `json:"manifest,omitempty"`
-	Stored   time.Time     `json:"stored"`
+	// Attestations are the attestation manifests that came with it under this
+	// name, or were made with it. They go where the name goes.
+	Attestations []Attestation `json:"attestations,omitempty"`
+	Stored       time.Time     `json:"stored"`
+}
+
+// alone is the image without what is said of it: what its ID or digest means.
+func (i Image) alone() Image {
+	i.Attestations = nil
+	return i
 }
 
 // Name is a name and the images it stands for: one for each platform.
 type Name struct {
 	// Ref is normalised and has a tag or a digest; empty for an image without
 	// a name.
-	Ref    string        `json:"ref"`
-	Images []Image       `json:"images"`
-	Index  digest.Digest `json:"index,omitempty"` // of the index it was pulled from
+	Ref    string  `json:"ref"`
+	Images []Image `json:"images"`
+	// Index is the digest of the index that they came in, or were made for, a
+	// blob of the store; empty if there is none.
+	Index  digest.Digest `json:"index,omitempty"`
 	Tagged time.Time     `json:"tagged"`
 }

@@ -103,6 +103,8 @@ type foundImage struct {
 	manifest digest.Digest // empty if the archive has none
 	layers   []ocispec.Descriptor
 	diffIDs  []digest.Digest
+
+	attestations []Attestation
 }
 
 // read takes in the files of the tar stream.
@@ -283,10 +285,11 @@ func (a *archive) ociEntry(ctx context.Context, desc ocispec.Descriptor) (foundI
 	}
 	desc.MediaType = mediaType
 	leaves := []ocispec.Descriptor{desc}
+	var attested []Attestation
 	var found foundImages
 	if manifest.IsIndex(mediaType) {
 		found.index = desc.Digest
-		if leaves, err = a.leaves(ctx, raw, 0); err != nil {
+		if leaves, attested, err = a.leaves(ctx, raw, 0); err != nil {
 			return foundImages{}, err
 		}
 	}
@@ -308,6 +311,11 @@ func (a *archive) ociEntry(ctx context.Context, desc ocispec.Descriptor) (foundI
 			return foundImages{}, err
 		}
 		img.manifest = leaf.Digest
+		for _, one := range attested {
+			if manifest.Attested(one.Desc) == leaf.Digest && len(img.attestations) < MaxAttestations {
+				img.attestations = append(img.attestations, one)
+			}
+		}
 		for _, l := range chosen.Manifest.Layers {
 			f, err := a.file(blobPath(l.Digest))
 			if err != nil {
@@ -323,42 +331,67 @@ func (a *archive) ociEntry(ctx context.Context, desc ocispec.Descriptor) (foundI
 	return found, nil
 }
 
-// leaves returns the image manifests of an index that the archive has.
-func (a *archive) leaves(ctx context.Context, raw []byte, depth int) ([]ocispec.Descriptor, error) {
+// leaves returns the image manifests of an index that the archive has, and the
+// attestations.
+func (a *archive) leaves(ctx context.Context, raw []byte, depth int) (leaves []ocispec.Descriptor, attested []Attestation, err error) {
 	if depth > 3 {
-		return nil, errors.New("indexes are nested too deep")
+		return nil, nil, errors.New("indexes are nested too deep")
 	}
 	x, err := manifest.ParseIndex(raw)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	var leaves []ocispec.Descriptor
 	for _, d := range x.Manifests {
-		if d.Platform != nil && d.Platform.OS == "unknown" {
-			continue // attestations
-		}
 		if _, err := a.file(blobPath(d.Digest)); err != nil {
 			continue
 		}
 		switch {
+		case d.Platform != nil && d.Platform.OS == "unknown":
+			if manifest.Attested(d) == "" {
+				continue
+			}
+			one, ok, err := a.attestation(ctx, d)
+			if err != nil {
+				return nil, nil, fmt.Errorf("attestation %s: %w", d.Digest, err)
+			}
+			if ok {
+				attested = append(attested, one)
+			}
 		case manifest.IsIndex(d.MediaType):
 			inner, err := a.blob(ctx, d)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
-			more, err := a.leaves(ctx, inner, depth+1)
+			more, said, err := a.leaves(ctx, inner, depth+1)
 			if err != nil {
-				return nil, err
+				return nil, nil, err
 			}
-			leaves = append(leaves, more...)
+			leaves, attested = append(leaves, more...), append(attested, said...)
 		case manifest.IsManifest(d.MediaType):
 			leaves = append(leaves, d)
 		}
-		if len(leaves) > maxImages {
-			return nil, fmt.Errorf("archive has more than %d images", maxImages)
+		if len(leaves) > maxImages || len(attested) > maxImages {
+			return nil, nil, fmt.Errorf("archive has more than %d images", maxImages)
 		}
 	}
-	return leaves, nil
+	return leaves, attested, nil
+}
+
+// attestation reads one; ok is false if the archive does not have all of it.
+func (a *archive) attestation(ctx context.Context, d ocispec.Descriptor) (one Attestation, ok bool, err error) {
+	raw, err := a.blob(ctx, d)
+	if err != nil {
+		return one, false, err
+	}
+	if one, err = ReadAttestation(d, raw); err != nil {
+		return one, false, err
+	}
+	for _, b := range one.Blobs {
+		if f, err := a.file(blobPath(b.Digest)); err != nil || f.Size != b.Size {
+			return one, false, nil
+		}
+	}
+	return one, true, nil
 }
 
 // dockerEntry is an image in Docker's manifest.json.
@@ -540,7 +573,7 @@ func (a *archive) diffID(ctx context.Context, desc ocispec.Descriptor) (digest.D
 
 // add makes layers of an image's blobs.
 func (a *archive) add(f foundImage) (Image, error) {
-	img := Image{ID: f.id, Platform: f.platform, Manifest: f.manifest, Tree: layers.Tree{}}
+	img := Image{ID: f.id, Platform: f.platform, Manifest: f.manifest, Tree: layers.Tree{}, Attestations: f.attestations}
 	for i, desc := range f.layers {
 		id, err := a.snapshots.AddBlob(f.diffIDs[i], desc)
 		if err != nil {

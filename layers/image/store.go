@@ -94,7 +94,7 @@ func (s *Store) Put(refs []string, images []Image, configs [][]byte, index diges
 	}
 	defer unlock()
 	for _, img := range images {
-		if err := s.write(s.idFile(img.ID), img); err != nil {
+		if err := s.write(s.idFile(img.ID), img.alone()); err != nil {
 			return err
 		}
 	}
@@ -112,7 +112,7 @@ func (s *Store) Put(refs []string, images []Image, configs [][]byte, index diges
 func (s *Store) has(names []string, images []Image, configs [][]byte, index digest.Digest) bool {
 	for i, img := range images {
 		found, err := read[Image](s.idFile(img.ID))
-		if err != nil || !sameImage(found, img) {
+		if err != nil || !sameImage(found, img.alone()) {
 			return false
 		}
 		if digest.SHA256.FromBytes(configs[i]) != img.ID {
@@ -185,7 +185,7 @@ func (s *Store) byDigest(ref string) (Name, bool, error) {
 		}
 		for _, img := range n.Images {
 			if img.ID == digested.Digest() || img.Manifest == digested.Digest() {
-				return Name{Ref: n.Ref, Images: []Image{img}, Tagged: n.Tagged}, true, nil
+				return Name{Ref: n.Ref, Images: []Image{img.alone()}, Tagged: n.Tagged}, true, nil
 			}
 		}
 	}
@@ -380,6 +380,16 @@ func (s *Store) RemoveUnnamed() ([]digest.Digest, error) {
 		}
 	}
 	return deleted, nil
+}
+
+// Lease keeps blobs that are here, or will be, from being collected before Put
+// has them in an image.
+func (s *Store) Lease(blobs ...digest.Digest) error {
+	ids := make([]string, len(blobs))
+	for i, d := range blobs {
+		ids[i] = d.String()
+	}
+	return s.root.Keep(state.KindBlob, ids...)
 }
 
 // Config returns the configuration of an image.

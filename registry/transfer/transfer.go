@@ -60,9 +60,10 @@ func Sources(c *registry.Client, blobs *blob.Store, report progress.Func) snapsh
 	}}
 }
 
-// Pull fetches an image for each of the platforms given and stores it under its
-// name. Each layer is fetched once. report gets Status events with the actions
-// "downloading" and "exists". A pull that fails leaves the name as it was.
+// Pull fetches an image for each of the platforms given, with its attestations,
+// and stores it under its name. Each layer is fetched once. report gets Status
+// events with the actions "downloading" and "exists", and a Warning for an
+// attestation that is left out. A pull that fails leaves the name as it was.
 func (t *Transfer) Pull(ctx context.Context, ref string, platforms []ocispec.Platform, report progress.Func) (image.Name, error) {
 	if report == nil {
 		report = progress.Discard
@@ -87,8 +88,9 @@ func (t *Transfer) Pull(ctx context.Context, ref string, platforms []ocispec.Pla
 	g, gctx := errgroup.WithContext(ctx)
 	g.SetLimit(fetches)
 	queued := map[digest.Digest]bool{}
+	attestations := make([][]image.Attestation, len(found))
 	var err error
-	for _, img := range found {
+	for n, img := range found {
 		var stored image.Image
 		if stored, err = t.record(img); err != nil {
 			break
@@ -101,6 +103,10 @@ func (t *Transfer) Pull(ctx context.Context, ref string, platforms []ocispec.Pla
 				g.Go(func() error { return t.fetch(gctx, stored.Tree[i], img.Origin, desc, report) })
 			}
 		}
+		g.Go(func() (err error) {
+			attestations[n], err = t.attestations(gctx, img, report)
+			return err
+		})
 	}
 	if gerr := g.Wait(); err == nil {
 		err = gerr
@@ -111,7 +117,13 @@ func (t *Transfer) Pull(ctx context.Context, ref string, platforms []ocispec.Pla
 	if err != nil {
 		return image.Name{}, err
 	}
+	for i := range images {
+		images[i].Attestations = attestations[i]
+	}
 	first := found[0]
+	if err := t.keep(first.Index, first.RawIndex); err != nil {
+		return image.Name{}, fmt.Errorf("%s: %w", first.Ref, err)
+	}
 	if err := t.Images.Put([]string{first.Ref}, images, configs, first.Index); err != nil {
 		return image.Name{}, fmt.Errorf("%s: %w", first.Ref, err)
 	}
@@ -125,7 +137,7 @@ func (t *Transfer) record(img *registry.Image) (image.Image, error) {
 	if err != nil {
 		return image.Image{}, fmt.Errorf("%s: %w", img.Ref, err)
 	}
-	if _, _, err := t.Blobs.Put(bytes.NewReader(img.RawManifest), img.Desc.Digest, img.Desc.Size); err != nil {
+	if err := t.keep(img.Desc.Digest, img.RawManifest); err != nil {
 		return image.Image{}, fmt.Errorf("%s: %w", img.Ref, err)
 	}
 	stored := image.Image{ID: img.Manifest.Config.Digest, Platform: config.Platform, Manifest: img.Desc.Digest, Tree: layers.Tree{}}
@@ -145,16 +157,17 @@ func (t *Transfer) fetch(ctx context.Context, id layers.ID, origin string, desc 
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
 	}
-	size, err := t.Blobs.Stat(desc.Digest)
-	here := err == nil && size == desc.Size
-	if !here {
-		l, err := t.Layers.Layer(id)
-		here = err == nil && l.Dir
+	if l, err := t.Layers.Layer(id); err == nil && l.Dir {
+		exists(desc, report)
+		return nil
 	}
-	if here {
-		report(progress.Event{
-			Time: time.Now(), Kind: progress.Status, ID: desc.Digest.String()[:19], Action: "exists", Current: desc.Size, Total: desc.Size,
-		})
+	return t.fetchBlob(ctx, origin, desc, report)
+}
+
+// fetchBlob sees to it that a blob is here.
+func (t *Transfer) fetchBlob(ctx context.Context, origin string, desc ocispec.Descriptor, report progress.Func) error {
+	if size, err := t.Blobs.Stat(desc.Digest); err == nil && size == desc.Size {
+		exists(desc, report)
 		return nil
 	}
 	r, err := t.Registry.Blob(ctx, origin, desc, report)
@@ -166,29 +179,31 @@ func (t *Transfer) fetch(ctx context.Context, id layers.ID, origin string, desc 
 	return err
 }
 
-// Push uploads what a name of the store stands for under ref: an image, or an
-// index if it has several platforms. It returns the descriptor of what was
-// pushed.
+func exists(desc ocispec.Descriptor, report progress.Func) {
+	report(progress.Event{
+		Time: time.Now(), Kind: progress.Status, ID: desc.Digest.String()[:19], Action: "exists", Current: desc.Size, Total: desc.Size,
+	})
+}
+
+// keep stores a document.
+func (t *Transfer) keep(d digest.Digest, raw []byte) error {
+	if d == "" {
+		return nil
+	}
+	if err := t.Images.Lease(d); err != nil {
+		return err
+	}
+	_, _, err := t.Blobs.Put(bytes.NewReader(raw), d, int64(len(raw)))
+	return err
+}
+
+// Push uploads what a name of the store stands for under ref (see
+// image.Packer.Bundle). It returns the descriptor of what was pushed.
 func (t *Transfer) Push(ctx context.Context, name image.Name, ref string, report progress.Func) (ocispec.Descriptor, error) {
 	src := Sources(t.Registry, t.Blobs, report)
-	b := image.Bundle{Names: []string{ref}}
-	for _, img := range name.Images {
-		packed, err := t.Packer.Stored(ctx, img, src)
-		if err != nil {
-			return ocispec.Descriptor{}, err
-		}
-		b.Images = append(b.Images, packed)
-	}
-	switch len(b.Images) {
-	case 0:
-		return ocispec.Descriptor{}, errors.New("push: the name stands for no image")
-	case 1:
-		b = image.Single(b.Images[0], ref)
-	default:
-		var err error
-		if b.Desc, b.Raw, err = image.Index(b.Images, manifest.DockerManifest == b.Images[0].Desc.MediaType, nil); err != nil {
-			return ocispec.Descriptor{}, err
-		}
+	b, err := t.Packer.Bundle(ctx, name, src, func(text string) { warn(report, text) })
+	if err != nil {
+		return ocispec.Descriptor{}, fmt.Errorf("push: %w", err)
 	}
 	if err := t.Registry.Push(ctx, ref, Manifest(b), report); err != nil {
 		return ocispec.Descriptor{}, err

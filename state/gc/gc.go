@@ -167,6 +167,12 @@ func (r *references) link() {
 			for _, desc := range img.Pack.Blobs {
 				r.imageBlobs[desc.Digest] = "layer of " + name
 			}
+			for _, a := range img.Attestations {
+				r.imageBlobs[a.Desc.Digest] = "attestation of " + name
+				for _, desc := range a.Blobs {
+					r.imageBlobs[desc.Digest] = "attestation of " + name
+				}
+			}
 		}
 		r.imageBlobs[n.Index] = "index of " + n.Ref
 	}
