@@ -93,7 +93,6 @@ type Store struct {
 	snap   *snapshotFile
 	recent map[id]entry  // what the log says
 	used   map[id]uint32 // uses to be told to the log, in hours
-	dirty  bool          // the log is not synced
 	newer  bool          // a newer version's files: nothing is read or written
 	closed bool
 
@@ -488,7 +487,6 @@ func (s *Store) append(frames []frame) error {
 		return err
 	}
 	clear(s.used)
-	s.dirty = s.dirty || len(frames) > 0
 	return s.refresh()
 }
 
@@ -533,12 +531,13 @@ func (s *Store) compact() error {
 		return fmt.Errorf("compact cache: %w", err)
 	}
 	clear(s.used)
-	s.dirty, s.damage = false, false
+	s.damage = false
 	s.removeStaleLocks()
 	return s.load()
 }
 
-// Close syncs what was written, and compacts the log if it is large or damaged.
+// Close compacts the log if it is large or damaged. Nothing is synced: neither are
+// the layers that records are about.
 func (s *Store) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -556,13 +555,7 @@ func (s *Store) Close() error {
 			s.warn(err)
 		}
 	}
-	var err error
-	if s.dirty && s.log != nil {
-		if err = unix.Fdatasync(int(s.log.f.Fd())); err != nil {
-			err = fmt.Errorf("sync %s: %w", s.logPath(), err)
-		}
-	}
-	return errors.Join(err, s.unload())
+	return s.unload()
 }
 
 func (s *Store) hour() uint32 { return hours(s.now()) }

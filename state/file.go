@@ -9,6 +9,8 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // tempPrefix begins the names of files that WriteFile has not finished.
@@ -35,6 +37,53 @@ func (r *Root) WriteFile(path string, data []byte, perm os.FileMode, sync bool) 
 		return err
 	}
 	return replace(f, path, data, perm, sync, Place)
+}
+
+// File is a file to be written: path and content.
+type File struct {
+	Path string
+	Data []byte
+}
+
+// WriteFiles replaces files of the store, one after the other in the order given,
+// each in one step and durably. Before the first takes its name the content of
+// all is on disk, and ready, which is called meanwhile, has succeeded. The disk is
+// waited for twice, however many files there are: file systems commit what is
+// synced at once together.
+func (r *Root) WriteFiles(files []File, perm os.FileMode, ready func() error) (err error) {
+	temps := make([]string, len(files))
+	defer func() {
+		for _, name := range temps {
+			if name != "" {
+				err = errors.Join(err, os.Remove(name))
+			}
+		}
+	}()
+	var g errgroup.Group
+	g.Go(ready)
+	for i, file := range files {
+		f, ferr := r.TempFile("write")
+		if ferr != nil {
+			return errors.Join(ferr, g.Wait())
+		}
+		temps[i] = f.Name()
+		g.Go(func() error { return fill(f, file.Data, perm, true) })
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	dirs := map[string]bool{}
+	for i, file := range files {
+		if err := Place(temps[i], file.Path); err != nil {
+			return err
+		}
+		temps[i] = ""
+		dirs[filepath.Dir(file.Path)] = true
+	}
+	for dir := range dirs {
+		g.Go(func() error { return SyncDir(dir) })
+	}
+	return g.Wait()
 }
 
 // Place renames a finished file to its place in the store. A directory there is

@@ -571,6 +571,46 @@ func TestWriteFile(t *testing.T) {
 	}
 }
 
+func TestWriteFiles(t *testing.T) {
+	t.Parallel()
+	r := open(t, t.TempDir())
+	dir := t.TempDir()
+	write := func(content string, ready func() error) error {
+		var list []state.File
+		for _, name := range []string{"a", "b", "c"} {
+			list = append(list, state.File{Path: filepath.Join(dir, name), Data: []byte(name + content)})
+		}
+		return r.WriteFiles(list, 0o640, ready)
+	}
+	read := func() (all string) {
+		for _, name := range []string{"a", "b", "c"} {
+			b, err := os.ReadFile(filepath.Join(dir, name))
+			if info, serr := os.Stat(filepath.Join(dir, name)); err == nil && (serr != nil || info.Mode() != 0o640) {
+				t.Errorf("%s: mode %v, %v", name, info.Mode(), serr)
+			}
+			all += string(b)
+		}
+		return all
+	}
+	during := "not called"
+	if err := write("1", func() error { during = read(); return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if got := read(); during != "" || got != "a1b1c1" {
+		t.Errorf("%q while the others get ready, %q in the end", during, got)
+	}
+	failed := errors.New("not ready")
+	if err := write("2", func() error { return failed }); !errors.Is(err, failed) {
+		t.Errorf("error %v", err)
+	}
+	if got := read(); got != "a1b1c1" {
+		t.Errorf("%q although not all was ready", got)
+	}
+	if got := files(t, r); strings.Contains(got, "write-") {
+		t.Errorf("left behind: %s", got)
+	}
+}
+
 func TestWriteFileFails(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()

@@ -175,6 +175,7 @@ func (s *Store) sync(blobs map[digest.Digest]struct{}) error {
 	}
 	// At once: the file system commits to its journal for all together.
 	var g errgroup.Group
+	g.Go(dir.Sync)
 	for d := range blobs {
 		g.Go(func() error {
 			if err := syncFile(s.Path(d)); !errors.Is(err, fs.ErrNotExist) {
@@ -183,7 +184,7 @@ func (s *Store) sync(blobs map[digest.Digest]struct{}) error {
 			return nil
 		})
 	}
-	return errors.Join(g.Wait(), dir.Sync())
+	return g.Wait()
 }
 
 func syncFile(path string) error {

@@ -85,25 +85,34 @@ func (s *Store) Put(refs []string, images []Image, configs [][]byte, index diges
 			images[i].Stored = now
 		}
 	}
-	if err := s.blobs.Sync(); err != nil {
+	var files []state.File
+	add := func(path string, v any) error {
+		data, err := encode(v)
+		files = append(files, state.File{Path: path, Data: data})
 		return err
 	}
-	unlock, err := s.lock()
-	if err != nil {
-		return err
-	}
-	defer unlock()
 	for _, img := range images {
-		if err := s.write(s.idFile(img.ID), img.alone()); err != nil {
+		if err := add(s.idFile(img.ID), img.alone()); err != nil {
 			return err
 		}
 	}
 	for _, n := range names {
-		if err := s.write(s.nameFile(n), Name{Ref: n, Images: images, Index: index, Tagged: now}); err != nil {
+		if err := add(s.nameFile(n), Name{Ref: n, Images: images, Index: index, Tagged: now}); err != nil {
 			return err
 		}
 	}
-	return nil
+	unlock := func() {}
+	defer func() { unlock() }()
+	return s.root.WriteFiles(files, fileMode, func() error {
+		if err := s.blobs.Sync(); err != nil {
+			return err
+		}
+		free, err := s.lock()
+		if err == nil {
+			unlock = free
+		}
+		return err
+	})
 }
 
 // has reports whether Put would change nothing but times: a build that found
@@ -433,12 +442,20 @@ func (s *Store) idFile(id digest.Digest) string {
 	return s.root.Path("images", "ids", id.Encoded()+".json")
 }
 
-func (s *Store) write(path string, v any) error {
+const fileMode = 0o644
+
+// encode makes v the content of a file of the store.
+func encode(v any) ([]byte, error) {
 	data, err := json.MarshalIndent(v, "", "\t")
+	return state.Seal(data), err
+}
+
+func (s *Store) write(path string, v any) error {
+	data, err := encode(v)
 	if err != nil {
 		return err
 	}
-	return s.root.WriteFile(path, state.Seal(data), 0o644, true)
+	return s.root.WriteFile(path, data, fileMode, true)
 }
 
 // read reads a file of the store; a damaged one is told as missing.
