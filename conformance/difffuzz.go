@@ -127,7 +127,7 @@ var meant = []struct {
 	{regexp.MustCompile(`(?s)^strake refused.*COPY.*--parents.*: not found`), "BuildKit does not look for the sources of COPY --parents in a stage that has nothing in it"},
 }
 
-var notSent = regexp.MustCompile(`(?s)^buildkit refused.*": not found`)
+var notSent = regexp.MustCompile(`(?s)^buildkit refused.*(": not found|failed to solve: open /.*: no such file or directory)`)
 
 // deliberate returns why a difference is meant to be, or "".
 func deliberate(in *random.Input, r pair.Result) string {

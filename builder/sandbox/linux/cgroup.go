@@ -31,13 +31,17 @@ type setting struct {
 	value      string
 }
 
-// limited says whether r asks for a cgroup.
-func limited(r *specs.LinuxResources) bool {
-	return r != nil && (r.Memory != nil || r.CPU != nil || r.Pids != nil || len(r.Unified) > 0)
+// grouped says whether l asks for a cgroup, for its place or for a limit.
+func grouped(l *specs.Linux) bool {
+	r := l.Resources
+	return l.CgroupsPath != "" || r != nil && (r.Memory != nil || r.CPU != nil || r.Pids != nil || len(r.Unified) > 0)
 }
 
 // settings translates resources to files, for v2 or v1.
 func settings(r *specs.LinuxResources, v2 bool) ([]setting, error) {
+	if r == nil {
+		return nil, nil
+	}
 	if r.BlockIO != nil || len(r.HugepageLimits) > 0 || r.Network != nil || len(r.Rdma) > 0 {
 		return nil, fmt.Errorf("limits other than of memory, cpu and pids: %w", errors.ErrUnsupported)
 	}
@@ -156,6 +160,10 @@ type cgroup struct {
 
 var cgroupCount atomic.Uint64
 
+// accounting are the controllers of v1 in whose hierarchies a step is put below
+// the parent it is given, whether it is limited or not.
+var accounting = []string{"memory", "cpu", "cpuacct", "pids"}
+
 // newCgroup makes a cgroup below root (empty: the default), a sibling of path
 // if that is not empty.
 func newCgroup(root, path string, r *specs.LinuxResources) (_ *cgroup, err error) {
@@ -185,17 +193,29 @@ func newCgroup(root, path string, r *specs.LinuxResources) (_ *cgroup, err error
 		}
 		return c, c.makeV2(root, filepath.Join(parent, name), list)
 	}
+	if root == "" {
+		root = cgroupRoot
+	}
 	var controllers []string
 	for _, s := range list {
-		if !slices.Contains(controllers, s.controller) {
-			controllers = append(controllers, s.controller)
-		}
+		controllers = append(controllers, s.controller)
 	}
+	if path != "" {
+		controllers = append(controllers, accounting...)
+	}
+	var made []string
 	for _, controller := range controllers {
-		dir := filepath.Join(cgroupRoot, controller)
-		if root != "" {
-			dir = filepath.Join(root, controller)
+		dir, err := filepath.EvalSymlinks(filepath.Join(root, controller)) // cpu and cpuacct may be one
+		if errors.Is(err, fs.ErrNotExist) && slices.Contains(accounting, controller) {
+			continue
 		}
+		if err != nil {
+			return c, err
+		}
+		if slices.Contains(made, dir) {
+			continue
+		}
+		made = append(made, dir)
 		if err := c.makeV1(dir, filepath.Join(parent, name), controller, list); err != nil {
 			return c, err
 		}

@@ -138,11 +138,11 @@ func (r *runner) Run(ctx context.Context, p sandbox.Process) (exit int, err erro
 		job.NetNS = int(p.NetNS.Fd())
 	}
 	var group *cgroup
-	if limited(p.Spec.Linux.Resources) {
+	if grouped(p.Spec.Linux) {
 		r.sweep.Do(func() { sweepCgroups(r.o.CgroupRoot) })
 		group, err = newCgroup(r.o.CgroupRoot, p.Spec.Linux.CgroupsPath, p.Spec.Linux.Resources)
 		if err != nil {
-			return 0, fmt.Errorf("resource limits: %w", err)
+			return 0, fmt.Errorf("control group: %w", err)
 		}
 		defer func() { err = errors.Join(err, group.remove()) }()
 		job.Cgroup, job.CgroupDirs = group.procs, group.dirs
