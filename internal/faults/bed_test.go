@@ -273,7 +273,11 @@ func (b *bed) noProcesses() {
 	b.Helper()
 	var left []string
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if left = append(append(b.s.Processes(), b.mounts()...), b.loops()...); len(left) == 0 {
+		left = append(b.s.Processes(), b.mounts()...)
+		if b.mountPoint == "" { // else there is one, that of its store
+			left = append(left, b.loops()...)
+		}
+		if len(left) == 0 {
 			return
 		}
 	}
@@ -299,12 +303,8 @@ func (b *bed) mounts() (found []string) {
 	return found
 }
 
-// loops are the loop devices with files of the point's, but the one that its
-// store is on.
+// loops are the loop devices with files of the point's.
 func (b *bed) loops() (found []string) {
-	if b.mountPoint != "" {
-		return nil
-	}
 	files, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
 	for _, f := range files {
 		if data, _ := os.ReadFile(f); bytes.Contains(data, []byte(b.dir)) {

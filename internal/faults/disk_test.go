@@ -47,16 +47,21 @@ func (d *disk) mount() { d.b.Helper(); d.run("mount", "-o", "loop", d.image, d.d
 
 func (d *disk) remount(how string) { d.b.Helper(); d.run("mount", "-o", "remount,"+how, d.dir) }
 
-// unmount unmounts the file system when nobody uses it any more.
+// unmount unmounts the file system when nobody uses it any more, and waits until
+// it is gone: as long as the kernel clears up a step's mounts of it, it can only
+// be mounted as it was.
 func (d *disk) unmount() {
 	d.b.Helper()
-	var err error
+	var err error = unix.EBUSY
 	for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
-		if err = unix.Unmount(d.dir, 0); err == nil {
+		if err != nil {
+			err = unix.Unmount(d.dir, 0)
+		}
+		if err == nil && len(d.b.loops()) == 0 {
 			return
 		}
 	}
-	d.b.Fatalf("unmount the disk: %v", err)
+	d.b.Fatalf("unmount the disk: %v, loop devices: %v", err, d.b.loops())
 }
 
 // fill takes all blocks of the file system but so many KiB.
