@@ -37,9 +37,9 @@ conformance: build
 hostile:
 	CGO_ENABLED=0 go test -count=1 -v -run TestHostile ./internal/hostile
 
-# Faults at all points: kills, failing disks, damage, races. As root; some minutes.
+# Faults at all points: kills, failing disks, damage, races. As root; half an hour. Points wait more than they compute.
 faults:
-	CGO_ENABLED=0 STRAKE_FAULTS=all go test -count=1 -v -timeout 60m -run TestFaults ./internal/faults
+	CGO_ENABLED=0 STRAKE_FAULTS=all go test -count=1 -v -timeout 60m -parallel $$((3 * $$(nproc))) -run TestFaults ./internal/faults
 
 # The tests of remote caches against BuildKit, and real servers of S3 and of Azure's storage.
 caches:
