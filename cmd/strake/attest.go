@@ -24,8 +24,8 @@ import (
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/parser"
 	"github.com/strake-build/strake/plan"
-	"github.com/strake-build/strake/policy"
 	"github.com/strake-build/strake/progress"
+	"github.com/strake-build/strake/registry"
 )
 
 // attestOptions are the flags that ask for attestations.
@@ -93,6 +93,13 @@ func (o attestOptions) parse() (attest.Request, error) {
 			return nil, usageError{err}
 		}
 	}
+	if params := out[attest.SBOM]; params["generator"] != "" {
+		ref, err := registry.Normalize(params["generator"])
+		if err != nil {
+			return nil, usagef("generator=%s: %w", params["generator"], err)
+		}
+		params["generator"] = ref // as policies and lock files have it
+	}
 	return out, nil
 }
 
@@ -116,8 +123,8 @@ type describer struct {
 	b       *builder.Builder
 	s       *store
 	event   progress.Func
-	// policies decide about generator images.
-	policies []*policy.Policy
+	// generator looks generator images up.
+	generator func(context.Context, string, ocispec.Platform) (parser.Resolved, error)
 
 	mu     sync.Mutex
 	images []provenance.Image
@@ -277,7 +284,7 @@ func (d *describer) sbom(ctx context.Context, r builder.Result, params map[strin
 		a, err := sbom.Attestation(ctx, v, sbom.Options{Name: d.name(r), Version: d.version, Created: created})
 		return []attest.Attestation{a}, err
 	}
-	base, err := decide(d.policies, resolver(d.b, d.o.pull, d.event, func(builder.Base, ocispec.Platform) {}))(ctx, generator, thisPlatform())
+	base, err := d.generator(ctx, generator, thisPlatform())
 	if err == nil && base.Step != nil {
 		err = errors.New("the policy has something used that is no image")
 	}

@@ -246,7 +246,11 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	}
 	defer e.closeDisplay(display)
 	in, err := openInputs(ctx, o, contextArg, b.Index, s, e, func(in *inputs, mayBeFile bool) (string, error) {
-		return in.fetchContext(ctx, contextArg, mayBeFile, b, s, policies, secrets, display.Event)
+		pins, err := o.openLock(in)
+		if err != nil {
+			return "", err
+		}
+		return in.fetchContext(ctx, contextArg, mayBeFile, b, s, contextSource{policies, pins.pinStep}, display.Event)
 	})
 	if err != nil {
 		return err
@@ -254,11 +258,12 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	defer func() { err = errors.Join(err, in.close()) }()
 	popts.Contexts, popts.Exclude, popts.IgnoreFile = in.contexts, in.exclude, in.ignoreFile
 	popts.EpochOf = epochOf(in, b)
-	describe := &describer{o: o, asked: asked, started: started, version: version(), in: in, args: popts, b: b, s: s, event: display.Event, policies: policies}
 	pins, err := o.openLock(in)
 	if err != nil {
 		return err
 	}
+	describe := &describer{o: o, asked: asked, started: started, version: version(), in: in, args: popts, b: b, s: s, event: display.Event}
+	describe.generator = decide(policies, pins.look(resolver(b, o.pull, display.Event, func(builder.Base, ocispec.Platform) {})))
 	images := decide(policies, pins.look(resolver(b, o.pull, display.Event, describe.resolved)))
 	popts.Resolve = func(ctx context.Context, ref string, p ocispec.Platform) (parser.Resolved, error) {
 		if strings.HasPrefix(ref, schemeLayout) {

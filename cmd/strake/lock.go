@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/strake-build/strake/attest"
 	"github.com/strake-build/strake/builder"
 	"github.com/strake-build/strake/lock"
 	"github.com/strake-build/strake/parser"
@@ -35,6 +36,8 @@ func (o *lockOptions) addFlags(f *pflag.FlagSet) {
 	f.StringArrayVar(&b.contexts, "build-context", nil, "one more context for COPY --from and FROM: `NAME=DIR` or NAME=docker-image://REF")
 	f.StringVar(&o.file, "lock-file", "", "the lock `FILE` (default the build file's name and .lock)")
 	f.BoolVar(&o.check, "check", false, "write nothing, and fail if the lock file is not up to date")
+	f.StringArrayVar(&b.attests, "attest", nil, "what will be said of the result: lock the image of `type=sbom,generator=IMAGE`")
+	f.StringVar(&b.sbom, "sbom", "", "lock the image of `generator=IMAGE`; short for --attest type=sbom")
 	b.policyOptions.addFlags(f)
 	b.registryOptions.addFlags(f)
 	b.displayOptions.addFlags(f, "show nothing")
@@ -43,15 +46,16 @@ func (o *lockOptions) addFlags(f *pflag.FlagSet) {
 func newLock(e *env) *cobra.Command {
 	var o lockOptions
 	cmd := &cobra.Command{
-		Use:   "lock [OPTIONS] CONTEXT",
+		Use:   "lock [OPTIONS] CONTEXT|URL",
 		Short: "Write down what the names in a Dockerfile stand for",
 		Long: `Write down what the images, git repositories and URLs in a Dockerfile are now, by
 digest or commit, in a file beside it (Dockerfile.lock). Check it in; strake build
---locked uses exactly that, until strake lock is run again. Nothing is built.`,
+--locked uses exactly that, until strake lock is run again. Nothing is built. A context
+that is a URL is written down, too, in the file that --lock-file names.`,
 		Example: `  strake lock .                  # writes ./Dockerfile.lock
   strake build --locked .
   strake lock --check .          # in CI: is it up to date?`,
-		Args: nArgs(1, 1, "the build context: a directory; try: strake lock ."),
+		Args: nArgs(1, 1, "the build context: a directory or a URL; try: strake lock ."),
 		RunE: func(cmd *cobra.Command, args []string) error { return runLock(cmd.Context(), o, args[0], e) },
 	}
 	o.addFlags(cmd.Flags())
@@ -59,14 +63,24 @@ digest or commit, in a file beside it (Dockerfile.lock). Check it in; strake bui
 }
 
 func runLock(ctx context.Context, o lockOptions, contextArg string, e *env) (err error) {
-	if contextArg == "-" || isURL(contextArg) {
-		return usagef("%s: a lock file is for a directory of yours", contextArg)
+	switch {
+	case contextArg == "-":
+		return usagef("-: a lock file is for a directory of yours, or a URL")
+	case isURL(contextArg) && o.file == "":
+		return usagef("%s: name the lock file with --lock-file", plan.Redact(contextArg))
+	}
+	if err := checkReferences(contextArg, o.build.file); err != nil {
+		return err
 	}
 	popts, err := o.build.parserOptions(e)
 	if err != nil {
 		return err
 	}
 	policies, err := o.build.policyOptions.load(e)
+	if err != nil {
+		return err
+	}
+	asked, err := o.build.attestOptions.parse()
 	if err != nil {
 		return err
 	}
@@ -84,7 +98,10 @@ func runLock(ctx context.Context, o lockOptions, contextArg string, e *env) (err
 		return err
 	}
 	defer e.closeDisplay(display)
-	in, err := openInputs(ctx, o.build, contextArg, b.Index, s, e, nil)
+	l := &locker{b: b, policies: policies, file: lock.New(), look: resolver(b, true, display.Event, func(builder.Base, ocispec.Platform) {})}
+	in, err := openInputs(ctx, o.build, contextArg, b.Index, s, e, func(in *inputs, mayBeFile bool) (string, error) {
+		return in.fetchContext(ctx, contextArg, mayBeFile, b, s, contextSource{policies, l.pinStep}, display.Event)
+	})
 	if err != nil {
 		return err
 	}
@@ -100,12 +117,16 @@ func runLock(ctx context.Context, o lockOptions, contextArg string, e *env) (err
 	if err != nil {
 		return err
 	}
-	l := &locker{b: b, policies: policies, file: lock.New(), look: resolver(b, true, display.Event, func(builder.Base, ocispec.Platform) {})}
 	popts.Contexts, popts.Exclude, popts.IgnoreFile = in.contexts, in.exclude, in.ignoreFile
 	popts.EpochOf = epochOf(in, b)
 	popts.Resolve = decide(policies, l.lookup)
 	if err := l.plan(ctx, in, popts); err != nil {
 		return err
+	}
+	if generator := asked[attest.SBOM]["generator"]; generator != "" {
+		if _, err := popts.Resolve(ctx, generator, thisPlatform()); err != nil {
+			return fmt.Errorf("SBOM generator %s: %w", generator, err)
+		}
 	}
 	e.closeDisplay(display)
 	changes := old.Diff(l.file)
@@ -200,6 +221,14 @@ func (l *locker) step(ctx context.Context, s *plan.Step) (err error) {
 	return err
 }
 
+// pinStep writes down what a step is, and has it be that.
+func (l *locker) pinStep(ctx context.Context, s *plan.Step) error {
+	if err := l.step(ctx, s); err != nil {
+		return err
+	}
+	return pins{file: l.file}.pinStep(ctx, s)
+}
+
 // lockName is the name of the lock file that goes with a build file.
 func lockName(flag string, in *inputs) (string, error) {
 	if flag != "" {
@@ -271,6 +300,11 @@ func (p pins) pin(b *plan.Build) error {
 		return nil
 	}
 	return p.explain(p.file.Pin(b))
+}
+
+// pinStep has one step be what the lock file says.
+func (p pins) pinStep(_ context.Context, s *plan.Step) error {
+	return p.pin(&plan.Build{Targets: []plan.Target{{Step: s}}})
 }
 
 // explain says what to do about something that is not locked.

@@ -20,9 +20,26 @@ func isHTTP(s string) bool {
 	return strings.HasPrefix(s, "http://") || strings.HasPrefix(s, "https://")
 }
 
+// contextSource says what a context that is a URL must be.
+type contextSource struct {
+	policies []*policy.Policy
+	// pin has a step be what a lock file says; nil: it is what there is now.
+	pin func(context.Context, *plan.Step) error
+}
+
+// step is the step that gives a context.
+func (c contextSource) step(ctx context.Context, op plan.Op) (*plan.Step, error) {
+	step := &plan.Step{Op: op}
+	err := policy.Step(c.policies, step, clientName)
+	if err == nil && c.pin != nil {
+		err = c.pin(ctx, step)
+	}
+	return step, err
+}
+
 // fetchContext gets a context from a URL into a temporary directory, which it
 // returns: a git repository, a tar archive or a build file.
-func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, b *builder.Builder, s *store, policies []*policy.Policy, secrets func(context.Context, string) ([]byte, error), event progress.Func) (dir string, err error) {
+func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, b *builder.Builder, s *store, source contextSource, event progress.Func) (dir string, err error) {
 	if dir, err = in.tempDir(s, "context-"); err != nil {
 		return "", err
 	}
@@ -40,17 +57,19 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 		return "", err
 	}
 	if git {
-		step := &plan.Step{Op: op}
-		if err := policy.Step(policies, step, clientName); err != nil {
+		step, err := source.step(ctx, op)
+		if err != nil {
 			return "", err
 		}
 		var ok bool
 		if op, ok = step.Op.(*plan.Git); !ok {
 			return "", errors.New("source policy: a git context can only be converted to another repository")
 		}
-		commit, err := b.Git.Resolve(ctx, op)
-		if err != nil {
-			return "", err
+		commit := op.Pin
+		if commit == "" {
+			if commit, err = b.Git.Resolve(ctx, op); err != nil {
+				return "", err
+			}
 		}
 		in.changed = func(ctx context.Context) (time.Time, error) {
 			at := *op
@@ -64,19 +83,23 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 	if err != nil {
 		return "", err
 	}
-	step := &plan.Step{Op: &plan.HTTP{URL: arg, Filename: "context"}}
-	if err := policy.Step(policies, step, clientName); err != nil {
+	step, err := source.step(ctx, &plan.HTTP{URL: arg, Filename: "context"})
+	if err != nil {
 		return "", err
 	}
 	remote, ok := step.Op.(*plan.HTTP)
 	if !ok {
 		return "", errors.New("source policy: a context that is a URL can only be converted to another URL")
 	}
-	entries, err := b.HTTP.Fetch(ctx, remote, fetched)
+	pinned := *remote
+	if remote.Pin != "" {
+		pinned.Checksum = remote.Pin
+	}
+	entries, err := b.HTTP.Fetch(ctx, &pinned, fetched)
 	if err != nil {
 		return "", err
 	}
-	if at, err := b.HTTP.LastModified(ctx, remote); err == nil && !at.IsZero() {
+	if at, err := b.HTTP.LastModified(ctx, &pinned); err == nil && !at.IsZero() {
 		in.changed = func(context.Context) (time.Time, error) { return at, nil }
 	}
 	if len(entries) != 1 {
