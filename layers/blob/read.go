@@ -21,6 +21,19 @@ const maxBytes = 16 << 20
 // verified: whoever got as many as the blob has got the right ones. The error is
 // ErrNotFound if it is not there or has another size (size < 0: any).
 func (s *Store) Reader(d digest.Digest, size int64) (io.ReadCloser, error) {
+	f, err := s.open(d, size)
+	if err != nil {
+		return nil, err
+	}
+	fi, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return nil, err
+	}
+	return &reader{s: s, d: d, f: f, hash: sha256.New(), left: fi.Size()}, nil
+}
+
+func (s *Store) open(d digest.Digest, size int64) (*os.File, error) {
 	if err := check(d); err != nil {
 		return nil, err
 	}
@@ -42,14 +55,14 @@ func (s *Store) Reader(d digest.Digest, size int64) (io.ReadCloser, error) {
 		f.Close()
 		return nil, err
 	}
-	return &reader{s: s, d: d, f: f, hash: sha256.New(), left: fi.Size()}, nil
+	return f, nil
 }
 
-// Verifies reports whether r verifies by itself that what it gives, to its end,
-// has the digest d: it is a Reader of a Store.
+// Verifies reports whether what r gives, to its end, needs no verification: it
+// is the blob d of a Store.
 func Verifies(r io.Reader, d digest.Digest) bool {
 	b, ok := r.(*reader)
-	return ok && b.d == d
+	return ok && b.d == d || File(r, d) != nil
 }
 
 type reader struct {

@@ -64,6 +64,7 @@ type Writer struct {
 	hash hash.Hash
 	n    int64
 	err  error // of the first Write that failed
+	made *Made
 }
 
 // Write hashes and stores p.
@@ -105,10 +106,12 @@ func (w *Writer) Commit() (digest.Digest, int64, error) {
 	f := w.f
 	w.f = nil
 	err := f.Chmod(0o644) // temporary files are private
+	var fi fs.FileInfo
 	if err == nil {
-		err = f.Close()
-	} else {
-		f.Close()
+		fi, err = f.Stat()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
 	}
 	if err == nil {
 		err = os.Rename(f.Name(), path)
@@ -117,8 +120,12 @@ func (w *Writer) Commit() (digest.Digest, int64, error) {
 		return "", 0, errors.Join(err, os.Remove(f.Name()))
 	}
 	w.s.remember(d)
+	w.made = &Made{w.s, d, fi}
 	return d, w.n, nil
 }
+
+// Made is the file that Commit made; nil if an equal blob was there already.
+func (w *Writer) Made() *Made { return w.made }
 
 // Close discards the blob unless it was committed. It may be called twice.
 func (w *Writer) Close() error {

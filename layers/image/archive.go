@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -225,26 +226,30 @@ func writeTar(ctx context.Context, w io.Writer, files []file) error {
 	files = slices.Clone(files)
 	slices.SortFunc(files, func(a, b file) int { return cmp.Compare(a.name, b.name) })
 	buffered := bufio.NewWriterSize(w, 256<<10)
-	t := tar.NewWriter(buffered)
+	// Each header has a tar.Writer of its own, since contents go past it.
+	header := func(h *tar.Header) error { return tar.NewWriter(buffered).WriteHeader(h) }
 	dirs := map[string]bool{}
 	buffer := make([]byte, 256<<10)
 	for _, f := range files {
 		for i := range f.name {
 			if dir := f.name[:i+1]; strings.HasSuffix(dir, "/") && !dirs[dir] {
 				dirs[dir] = true
-				if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
+				if err := header(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
 					return err
 				}
 			}
 		}
-		if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: 0o444, Size: f.desc.Size, ModTime: time.Unix(0, 0)}); err != nil {
+		if err := header(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: 0o444, Size: f.desc.Size, ModTime: time.Unix(0, 0)}); err != nil {
 			return err
 		}
-		if err := f.copy(ctx, t, buffer); err != nil {
+		if err := f.copy(ctx, buffered, buffer); err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}
+		if _, err := buffered.Write(make([]byte, -f.desc.Size&511)); err != nil {
+			return err
+		}
 	}
-	if err := t.Close(); err != nil {
+	if err := tar.NewWriter(buffered).Close(); err != nil { // the end marks
 		return err
 	}
 	return buffered.Flush()
@@ -260,6 +265,9 @@ func (f file) copy(ctx context.Context, w io.Writer, buffer []byte) error {
 		return err
 	}
 	defer r.Close()
+	if file := blob.File(r, f.desc.Digest); file != nil {
+		return f.copyFile(ctx, w, file)
+	}
 	var v digest.Verifier // nil if r verifies what it gives
 	if !blob.Verifies(r, f.desc.Digest) {
 		v = f.desc.Digest.Verifier()
@@ -288,6 +296,25 @@ func (f file) copy(ctx context.Context, w io.Writer, buffer []byte) error {
 	}
 	if n != f.desc.Size || v != nil && !v.Verified() {
 		return fmt.Errorf("content of %d bytes is not that of %s with %d bytes", n, f.desc.Digest, f.desc.Size)
+	}
+	return nil
+}
+
+// copyFile is copy for content that needs no verification: the kernel copies it
+// if w is a file.
+func (f file) copyFile(ctx context.Context, w io.Writer, from *os.File) error {
+	const piece = 64 << 20
+	for left := f.desc.Size; left > 0; {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		n, err := io.CopyN(w, from, min(left, piece))
+		if left -= n; err == io.EOF {
+			err = fmt.Errorf("content ends %d bytes early", left)
+		}
+		if err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -95,6 +96,37 @@ func TestWriteOCI(t *testing.T) {
 	if len(x.Manifests) != 2 || x.Manifests[1].Annotations["io.containerd.image.name"] != "docker.io/me/app:2" ||
 		x.Manifests[1].Annotations["org.opencontainers.image.ref.name"] != "2" || x.Manifests[1].Digest != p.Desc.Digest {
 		t.Errorf("index: %s", files["index.json"])
+	}
+}
+
+// A layer that has just been made goes into a file by another way than into a
+// stream, and than one that was there.
+func TestArchiveFile(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	noise := make([]byte, 3e6)
+	_, _ = rand.NewChaCha8([32]byte{}).Read(noise)
+	id := s.dir(t, regular("noise", string(noise)))
+	made, found := s.build(t, linux, PackOptions{}, id), s.build(t, linux, PackOptions{}, id)
+	f, err := os.Create(filepath.Join(t.TempDir(), "a.tar"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if err := WriteOCI(t.Context(), f, []Bundle{Single(made)}); err != nil {
+		t.Fatal(err)
+	}
+	got, err := os.ReadFile(f.Name())
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := write1(t, WriteOCI, Single(found))
+	if !bytes.Equal(got, want) || !bytes.Equal(write1(t, WriteOCI, Single(made)), want) {
+		t.Errorf("an archive of %d bytes differs from one of %d bytes", len(got), len(want))
+	}
+	_, files := untar(t, got)
+	if digest.FromBytes(files[blobPath(made.Layers[0].Desc.Digest)]) != made.Layers[0].Desc.Digest {
+		t.Error("the layer is damaged")
 	}
 }
 

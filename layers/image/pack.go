@@ -113,6 +113,7 @@ type packed struct {
 	diffID digest.Digest
 	marks  []string      // of values that it was searched for
 	tar    digest.Digest // of the stream that was packed: the diffID, but for an indexed layer
+	made   *blob.Made    // nil if an equal blob was there
 }
 
 // pulled reports whether a layer came as a blob: it is named by its diffID then,
@@ -213,7 +214,7 @@ func (p *Packer) Pack(ctx context.Context, id layers.ID, o PackOptions, src snap
 		if !pulled(l) || o.indexed() && hasBlob(k.Blobs, desc.Digest) {
 			diffID = k.DiffID
 		}
-		return p.ref(l, desc, o, src), diffID, nil
+		return p.ref(l, desc, nil, o, src), diffID, nil
 	}
 	key := strings.Join(append([]string{"pack", string(id), variant, string(o.algorithm())}, marks...), "\x00")
 	done, err := p.flights.Do(ctx, key, func(ctx context.Context) (packed, error) {
@@ -235,7 +236,7 @@ func (p *Packer) Pack(ctx context.Context, id layers.ID, o PackOptions, src snap
 	if err != nil {
 		return blob.Ref{}, "", fmt.Errorf("pack layer %s: %w", id, err)
 	}
-	return p.ref(l, done.desc, o, src), done.diffID, nil
+	return p.ref(l, done.desc, done.made, o, src), done.diffID, nil
 }
 
 // searchFor returns what looks for values in a layer that is packed now; nil if
@@ -353,6 +354,7 @@ func (p *Packer) compress(ctx context.Context, o PackOptions, s *leak.Search, wr
 	done := packed{
 		desc: ocispec.Descriptor{MediaType: o.algorithm().MediaType(), Digest: d, Size: size},
 		tar:  digest.NewDigest(digest.SHA256, h),
+		made: w.Made(),
 	}
 	done.diffID = done.tar
 	if z, ok := c.(*compress.EstargzWriter); ok {
@@ -431,8 +433,9 @@ func (p *Packer) remember(id layers.ID, variant string, done packed) error {
 // since 1970; BuildKit's name for it.
 const annotationRewritten = "buildkit/rewritten-timestamp"
 
-// ref gives the way to a layer's blob.
-func (p *Packer) ref(l snapshot.Layer, desc ocispec.Descriptor, o PackOptions, src snapshot.Sources) blob.Ref {
+// ref gives the way to a layer's blob, which has just been made if made is not
+// nil.
+func (p *Packer) ref(l snapshot.Layer, desc ocispec.Descriptor, made *blob.Made, o PackOptions, src snapshot.Sources) blob.Ref {
 	stored := desc
 	if o.Docker {
 		desc.MediaType = manifest.DockerType(desc.MediaType)
@@ -448,8 +451,15 @@ func (p *Packer) ref(l snapshot.Layer, desc ocispec.Descriptor, o PackOptions, s
 		desc.Annotations[annotationRewritten] = strconv.FormatInt(o.ModTime.Unix(), 10)
 	}
 	return blob.Ref{
-		Desc:    desc,
-		Open:    func(ctx context.Context) (io.ReadCloser, error) { return p.open(ctx, l, stored, src) },
+		Desc: desc,
+		Open: func(ctx context.Context) (io.ReadCloser, error) {
+			if made != nil {
+				if r, err := made.Open(); err == nil {
+					return r, nil
+				}
+			}
+			return p.open(ctx, l, stored, src)
+		},
 		Origins: l.Origins,
 	}
 }
