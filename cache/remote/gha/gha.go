@@ -97,13 +97,14 @@ func version(of string) string {
 
 var blobVersion = version("blobs")
 
-// call calls a method of the service.
-func (s *Service) call(ctx context.Context, method string, in map[string]any, out any) error {
+// call calls a method of the service. sent is how often that took to be answered.
+func (s *Service) call(ctx context.Context, method string, in map[string]any, out any) (sent int, err error) {
 	data, err := json.Marshal(in)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	resp, err := s.web.Do(ctx, func(ctx context.Context) (*http.Request, error) {
+		sent++
 		req, err := http.NewRequestWithContext(ctx, http.MethodPost, s.url+"/twirp/github.actions.results.api.v1.CacheService/"+method, bytes.NewReader(data))
 		if err != nil {
 			return nil, err
@@ -114,13 +115,13 @@ func (s *Service) call(ctx context.Context, method string, in map[string]any, ou
 		return req, nil
 	}, http.StatusOK)
 	if err != nil {
-		return err
+		return sent, err
 	}
 	defer resp.Body.Close()
 	if err := json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(out); err != nil {
-		return fmt.Errorf("%s: %w", method, err)
+		return sent, fmt.Errorf("%s: %w", method, err)
 	}
-	return nil
+	return sent, nil
 }
 
 // find returns the address of the newest entry whose key begins with key;
@@ -133,7 +134,7 @@ func (s *Service) find(ctx context.Context, key, version string) (string, error)
 		MatchedKey  string `json:"matched_key"`
 		MatchedKey2 string `json:"matchedKey"`
 	}
-	err := s.call(ctx, "GetCacheEntryDownloadURL", map[string]any{"key": key, "restore_keys": []string{key}, "version": version}, &out)
+	_, err := s.call(ctx, "GetCacheEntryDownloadURL", map[string]any{"key": key, "restore_keys": []string{key}, "version": version}, &out)
 	var status *web.StatusError
 	if errors.As(err, &status) && status.Status == http.StatusNotFound {
 		return "", remote.ErrNotFound
@@ -175,12 +176,12 @@ func (s *Service) isBroken(key string) bool {
 	return s.broken[key]
 }
 
-// write makes an entry. One of the same key that is there, or that somebody else
+// write makes an entry whose key has the prefix. One of the same key that is there, or that somebody else
 // is writing, is as good, unless it is damaged.
-func (s *Service) write(ctx context.Context, key, version string, size int64, open func(context.Context) (io.ReadCloser, error), damaged bool) error {
-	key += "0"
+func (s *Service) write(ctx context.Context, prefix, version string, size int64, open func(context.Context) (io.ReadCloser, error), damaged bool) error {
+	key := prefix + "0"
 	if damaged {
-		key = strings.TrimSuffix(key, "0") + strconv.FormatInt(time.Now().UnixNano(), 10)
+		key = prefix + strconv.FormatInt(time.Now().UnixNano(), 10)
 	}
 	var made struct {
 		OK      bool   `json:"ok"`
@@ -188,10 +189,15 @@ func (s *Service) write(ctx context.Context, key, version string, size int64, op
 		Camel   string `json:"signedUploadUrl"`
 		Message string `json:"message"`
 	}
-	err := s.call(ctx, "CreateCacheEntry", map[string]any{"key": key, "version": version}, &made)
+	sent, err := s.call(ctx, "CreateCacheEntry", map[string]any{"key": key, "version": version}, &made)
 	var status *web.StatusError
-	if errors.As(err, &status) && status.Status == http.StatusConflict {
-		return nil
+	if errors.As(err, &status) && status.Status == http.StatusConflict && !damaged {
+		if sent == 1 {
+			return nil
+		}
+		// It may be ours: made by an attempt whose answer was lost. Nobody would
+		// ever fill it.
+		return s.write(ctx, prefix, version, size, open, true)
 	}
 	if err != nil {
 		return err
@@ -206,7 +212,7 @@ func (s *Service) write(ctx context.Context, key, version string, size int64, op
 		OK      bool   `json:"ok"`
 		Message string `json:"message"`
 	}
-	err = s.call(ctx, "FinalizeCacheEntryUpload", map[string]any{"key": key, "version": version, "size_bytes": strconv.FormatInt(size, 10)}, &done)
+	_, err = s.call(ctx, "FinalizeCacheEntryUpload", map[string]any{"key": key, "version": version, "size_bytes": strconv.FormatInt(size, 10)}, &done)
 	if err == nil && !done.OK {
 		err = fmt.Errorf("the service did not take an entry of %d bytes: %.200s", size, done.Message)
 	}

@@ -1,9 +1,11 @@
 package gha
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"io"
+	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
@@ -95,5 +97,56 @@ func TestRefused(t *testing.T) {
 	}
 	if _, err := Open(nil, func(string) string { return "" }, ""); err == nil || !strings.Contains(err.Error(), "ACTIONS_RUNTIME_TOKEN") {
 		t.Errorf("without a workflow: %v", err)
+	}
+}
+
+// An entry that the service made, but didn't say so in time, is not taken for one
+// that somebody else is writing.
+func TestLostAnswer(t *testing.T) {
+	t.Parallel()
+	h, stop, err := ghatest.Start(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	lost := map[string]bool{} // calls come one after the other
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			t.Error(err)
+		}
+		r.Body = io.NopCloser(bytes.NewReader(body))
+		lose := strings.HasSuffix(r.URL.Path, "/CreateCacheEntry") && bytes.Contains(body, []byte(`-0"`)) && !lost[string(body)]
+		if lose {
+			lost[string(body)] = true
+			h.ServeHTTP(httptest.NewRecorder(), r)
+			http.Error(w, "too late", http.StatusGatewayTimeout)
+			return
+		}
+		h.ServeHTTP(w, r)
+	}))
+	t.Cleanup(s.Close)
+	getenv := func(name string) string {
+		return map[string]string{"ACTIONS_RESULTS_URL": s.URL, "ACTIONS_RUNTIME_TOKEN": ghatest.Token}[name]
+	}
+	a := open(t, nil, getenv)
+	if err := a.Put(t.Context(), "strake1-r-x", []byte("{}"), []blob.Ref{remotetest.Ref([]byte("content"))}, false); err != nil {
+		t.Fatal(err)
+	}
+	b := open(t, nil, getenv)
+	if got, err := b.Get(t.Context(), "strake1-r-x"); err != nil || string(got) != "{}" {
+		t.Errorf("the object is %q, %v", got, err)
+	}
+	r, err := b.Blob(t.Context(), remotetest.Ref([]byte("content")).Desc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	if got, err := io.ReadAll(r); err != nil || string(got) != "content" {
+		t.Errorf("the blob is %q, %v", got, err)
 	}
 }

@@ -96,7 +96,10 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(map[string]any{"ok": true, "signed_upload_url": address(len(s.entries) - 1)})
 	case "FinalizeCacheEntryUpload":
 		for i, e := range s.entries {
-			if size := s.size(i); e.key == in.Key && e.version == in.Version && size >= 0 {
+			if e.key != in.Key || e.version != in.Version {
+				continue
+			}
+			if size := s.size(i); size >= 0 {
 				if fmt.Sprint(size) != in.Size {
 					http.Error(w, `{"code":"invalid_argument","msg":"size"}`, http.StatusBadRequest)
 					return
