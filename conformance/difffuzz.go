@@ -129,6 +129,8 @@ var meant = []struct {
 
 var notSent = regexp.MustCompile(`(?s)^buildkit refused.*(": not found|failed to solve: open /.*: no such file or directory)`)
 
+var replaced = regexp.MustCompile(`(?s)^buildkit refused.*cannot replace to directory .* with file`)
+
 // deliberate returns why a difference is meant to be, or "".
 func deliberate(in *random.Input, r pair.Result) string {
 	for _, m := range meant {
@@ -141,6 +143,10 @@ func deliberate(in *random.Input, r pair.Result) string {
 	}
 	if has('l') && strings.ContainsAny(in.Dockerfile(), "*?[") && notSent.MatchString(r.Diff) {
 		return "BuildKit's client does not send what a link leads to that a pattern matches, and its daemon misses it"
+	}
+	climbs := func(f random.File) bool { return f.Type == 'l' && strings.Contains(f.Data, "/..") }
+	if slices.ContainsFunc(in.Files, climbs) && replaced.MatchString(r.Diff) {
+		return "BuildKit takes LINK/.. in the target of a link for the directory that LINK is in, strake as the kernel does"
 	}
 	if has('h') && r.Ours != nil && cmp.Equal(r.Theirs.Unlinked(), r.Ours.Unlinked()) {
 		return "hard links in the context are files of their own (docs/decisions/0003-context-links.md)"
