@@ -253,16 +253,25 @@ func (w *walker) visit(e *layers.Entry, rel string, inInfo, exInfo patternmatche
 	w.parents = append(w.parents, parent{it, take})
 	for i := range entries {
 		c := &entries[i]
-		below := c.Path[strings.LastIndexByte(c.Path, '/')+1:]
-		if rel != "." {
-			below = rel + "/" + below
-		}
-		if err := w.visit(c, below, inInfo, exInfo); err != nil {
+		if err := w.visit(c, below(rel, c.Path), inInfo, exInfo); err != nil {
 			return err
 		}
 	}
 	w.parents = w.parents[:len(w.parents)-1]
 	return nil
+}
+
+// below is the name of path, a file in the directory rel, with rel before it. It
+// is part of path where that can be: names are many.
+func below(rel, path string) string {
+	name := strings.LastIndexByte(path, '/') + 1
+	if rel == "." {
+		return path[name:]
+	}
+	if start := name - 1 - len(rel); start >= 0 && path[start:name-1] == rel {
+		return path[start:]
+	}
+	return rel + "/" + path[name:]
 }
 
 // couldMatch reports whether a pattern can match something below the directory

@@ -115,7 +115,11 @@ func (d *Dir) Lookup(path string) (layers.Entry, error) {
 	if err != nil {
 		return layers.Entry{}, err
 	}
-	return n.entry(path), nil
+	e := n.entry(path)
+	if n.typ == layers.Regular && n.isHashed() {
+		e.Digest = n.sum()
+	}
+	return e, nil
 }
 
 // ReadDir returns the entries of a directory, sorted by name. Files whose digest
@@ -132,11 +136,7 @@ func (d *Dir) ReadDir(dir string) ([]layers.Entry, error) {
 	if err != nil {
 		return nil, err
 	}
-	entries := make([]layers.Entry, len(children))
-	for i := range children {
-		entries[i] = children[i].entry(join(dir, children[i].name))
-	}
-	return entries, nil
+	return entries(dir, children), nil
 }
 
 // Preload reads the directories at and below path, in parallel, so that Lookup

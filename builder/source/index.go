@@ -206,10 +206,16 @@ func readLog(name string) map[inode]record {
 	return log
 }
 
+// place is where the look-up of a file ended; that of the next one in its
+// directory begins there. The zero value is no place.
+type place struct {
+	at    int    // record
+	today uint32 // to ask once
+}
+
 // find looks a file up. The digest is that of its content as long as the file
-// has this identity. near is where the look-up of a file that may be near ended,
-// and where this one did.
-func (x *Index) find(id identity, near *int) (r record, ok bool) {
+// has this identity.
+func (x *Index) find(id identity, near *place) (r record, ok bool) {
 	key := id.inode()
 	x.mu.RLock()
 	r, ok = x.learned[key]
@@ -218,13 +224,16 @@ func (x *Index) find(id identity, near *int) (r record, ok bool) {
 	}
 	x.mu.RUnlock()
 	if !ok {
-		r, ok = search(x.records(), key, near)
+		r, ok = search(x.records(), key, &near.at)
 	}
 	if !ok || r.identity != id {
 		return record{}, false
 	}
-	if today := x.today(); r.used+noteUseAfter < today {
-		r.used = today
+	if near.today == 0 {
+		near.today = x.today()
+	}
+	if r.used+noteUseAfter < near.today {
+		r.used = near.today
 		x.mu.Lock()
 		x.learned[key] = r
 		x.mu.Unlock()

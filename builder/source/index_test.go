@@ -35,7 +35,7 @@ func has(t *testing.T, x *Index, n int, want func(i int) bool) {
 	t.Helper()
 	for i := range n {
 		w := rec(i)
-		got, ok := x.find(w.identity, new(int))
+		got, ok := x.find(w.identity, new(place))
 		if ok != want(i) {
 			t.Fatalf("file %d: known %v", i, ok)
 		}
@@ -86,7 +86,7 @@ func TestIndexTrustsNoOtherFile(t *testing.T) {
 	} {
 		id := rec(4711).identity
 		change(&id)
-		if _, ok := x.find(id, new(int)); ok {
+		if _, ok := x.find(id, new(place)); ok {
 			t.Errorf("a file with another %s was taken for it", name)
 		}
 	}
@@ -157,7 +157,7 @@ func TestIndexDamaged(t *testing.T) {
 				}
 			}
 			x := openIndex(t, dir)
-			near := 0
+			var near place
 			for i := range maxLog + 101 {
 				if got, ok := x.find(rec(i).identity, &near); ok && got.sum != rec(i).sum {
 					t.Fatalf("file %d: wrong digest", i)
@@ -185,7 +185,7 @@ func TestIndexDamaged(t *testing.T) {
 		if err := os.WriteFile(f, b, 0o600); err != nil {
 			t.Fatal(err)
 		}
-		x, missing, near := openIndex(t, dir), 0, 0
+		x, missing, near := openIndex(t, dir), 0, place{}
 		for i := range maxLog + 101 {
 			got, ok := x.find(rec(i).identity, &near)
 			if !ok {
@@ -213,7 +213,7 @@ func TestIndexForgets(t *testing.T) {
 			x.learn(rec(i))
 		}
 		for _, i := range used {
-			x.find(rec(i).identity, new(int))
+			x.find(rec(i).identity, new(place))
 		}
 		if err := x.Save(); err != nil {
 			t.Fatal(err)

@@ -43,10 +43,16 @@ func (n *node) setDigest(sum [32]byte) {
 
 // sum is the digest of a file that is hashed.
 func (n *node) sum() digest.Digest {
-	const prefix = "sha256:"
-	var b [len(prefix) + 64]byte
-	hex.Encode(b[copy(b[:], prefix):], n.digest[:])
-	return digest.Digest(b[:])
+	return digest.Digest(n.appendSum(make([]byte, 0, sumSize)))
+}
+
+const (
+	sumPrefix = "sha256:"
+	sumSize   = len(sumPrefix) + 64
+)
+
+func (n *node) appendSum(b []byte) []byte {
+	return hex.AppendEncode(append(b, sumPrefix...), n.digest[:])
 }
 
 type rare struct {
@@ -64,14 +70,14 @@ type listing struct {
 }
 
 // emptyPath, with AT_EMPTY_PATH, means the file descriptor itself.
-var emptyPath = []byte{0}
+const emptyPath = "\x00"
 
 const statxMask = unix.STATX_TYPE | unix.STATX_MODE | unix.STATX_INO | unix.STATX_SIZE | unix.STATX_MTIME | unix.STATX_CTIME
 
 // statx is the system call with a name that ends in 0 and is not copied.
-func statx(fd int, name []byte, flags int, sx *unix.Statx_t) error {
+func statx(fd int, name string, flags int, sx *unix.Statx_t) error {
 	for {
-		_, _, errno := unix.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(&name[0])),
+		_, _, errno := unix.Syscall6(unix.SYS_STATX, uintptr(fd), uintptr(unsafe.Pointer(unsafe.StringData(name))),
 			uintptr(flags|unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT), statxMask, uintptr(unsafe.Pointer(sx)), 0)
 		switch errno {
 		case 0:
@@ -120,6 +126,7 @@ func (n *node) set(sx *unix.Statx_t) bool {
 	return true
 }
 
+// entry is n as an entry without its digest.
 func (n *node) entry(path string) layers.Entry {
 	e := layers.Entry{Path: path, Type: n.typ, Mode: uint32(n.mode), ModTime: layers.DefaultModTime}
 	if path == "" {
@@ -127,9 +134,6 @@ func (n *node) entry(path string) layers.Entry {
 	}
 	if n.typ == layers.Regular {
 		e.Size = n.id.size
-		if n.isHashed() {
-			e.Digest = n.sum()
-		}
 	}
 	if n.typ == layers.Symlink {
 		e.Mode = 0o777
@@ -141,6 +145,35 @@ func (n *node) entry(path string) layers.Entry {
 		}
 	}
 	return e
+}
+
+// entries are the nodes of a directory as entries. Their paths and digests are in
+// one piece of memory: pieces of their own would cost more than all the rest.
+func entries(dir string, children []node) []layers.Entry {
+	size := 0
+	for i := range children {
+		size += len(dir) + 1 + len(children[i].name) + sumSize
+	}
+	var texts strings.Builder
+	texts.Grow(size)
+	list := make([]layers.Entry, len(children))
+	for i := range children {
+		c := &children[i]
+		start := texts.Len()
+		if dir != "." && dir != "" {
+			texts.WriteString(dir)
+			texts.WriteByte('/')
+		}
+		texts.WriteString(c.name)
+		list[i] = c.entry(texts.String()[start:])
+		if c.typ == layers.Regular && c.isHashed() {
+			var b [sumSize]byte
+			start = texts.Len()
+			texts.Write(c.appendSum(b[:0]))
+			list[i].Digest = digest.Digest(texts.String()[start:])
+		}
+	}
+	return list
 }
 
 // lookup finds a child. Nodes are not copied for it: their digests may just be
@@ -200,7 +233,55 @@ func (d *Dir) children(ctx context.Context, n *node, path string) ([]node, error
 	return children, err
 }
 
-var dirBuffers = sync.Pool{New: func() any { return new([32 << 10]byte) }}
+// scratch is what reading a directory needs for a while.
+type scratch struct {
+	dirents [32 << 10]byte
+	names   []byte // each with a 0 behind it
+	files   []dirent
+}
+
+type dirent struct {
+	name string
+	typ  byte // DT_UNKNOWN where the file system doesn't tell
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// read reads what is in the directory fd, sorted by name. Names are parts of one
+// string, and have a 0 behind them. The result is good until t is used again.
+func (t *scratch) read(fd int) ([]dirent, error) {
+	t.names, t.files = t.names[:0], t.files[:0]
+	for {
+		n, err := unix.Getdents(fd, t.dirents[:])
+		if err == unix.EINTR {
+			continue
+		}
+		if err != nil {
+			return nil, err
+		}
+		if n <= 0 {
+			break
+		}
+		for b := t.dirents[:n]; len(b) > 0; {
+			size := binary.NativeEndian.Uint16(b[16:])
+			typ, name := b[18], b[19:size]
+			b = b[size:]
+			name = name[:bytes.IndexByte(name, 0)]
+			if string(name) == "." || string(name) == ".." || typ == unix.DT_SOCK {
+				continue
+			}
+			t.names = append(append(t.names, name...), 0)
+			t.files = append(t.files, dirent{typ: typ})
+		}
+	}
+	names := string(t.names)
+	for i := range t.files {
+		end := strings.IndexByte(names, 0)
+		t.files[i].name, names = names[:end], names[end+1:]
+	}
+	slices.SortFunc(t.files, func(a, b dirent) int { return strings.Compare(a.name, b.name) })
+	return t.files, nil
+}
 
 // list reads a directory: what is in it and not ignored.
 func (d *Dir) list(ctx context.Context, path string) ([]node, error) {
@@ -215,55 +296,40 @@ func (d *Dir) list(ctx context.Context, path string) ([]node, error) {
 	}
 	defer unix.Close(fd)
 
-	buf := dirBuffers.Get().(*[32 << 10]byte)
-	defer dirBuffers.Put(buf)
-	var children []node
+	t := scratches.Get().(*scratch)
+	defer scratches.Put(t)
+	files, err := t.read(fd)
+	if err != nil {
+		return nil, &fs.PathError{Op: "readdir", Path: path, Err: err}
+	}
+	children := make([]node, 0, len(files))
 	ignored := map[string]bool{} // directories kept only for what is below
-	near := 0                    // in the index
-	for {
-		n, err := unix.Getdents(fd, buf[:])
-		if err == unix.EINTR {
+	var near place
+	for _, f := range files {
+		children = append(children, node{name: f.name})
+		child := &children[len(children)-1]
+		drop, err := d.stat(fd, path, f.typ, child, &near)
+		if err != nil {
+			return nil, err
+		}
+		if child.typ == 0 {
+			children = children[:len(children)-1]
 			continue
 		}
-		if err != nil {
-			return nil, &fs.PathError{Op: "readdir", Path: path, Err: err}
-		}
-		if n <= 0 {
-			break
-		}
-		for b := buf[:n]; len(b) > 0; {
-			size := binary.NativeEndian.Uint16(b[16:])
-			typ, name := b[18], b[19:size]
-			b = b[size:]
-			name = name[:bytes.IndexByte(name, 0)+1] // with the 0
-			if s := string(name[:len(name)-1]); s == "." || s == ".." || typ == unix.DT_SOCK {
-				continue
-			}
-			child, drop, err := d.stat(fd, path, typ, name, &near)
-			if err != nil {
-				return nil, err
-			}
-			if child.typ == 0 {
-				continue
-			}
-			if drop {
-				ignored[child.name] = true
-			}
-			children = append(children, child)
+		if drop {
+			ignored[child.name] = true
 		}
 	}
 	if len(ignored) > 0 {
 		children = d.dropEmpty(ctx, children, path, ignored)
 	}
-	slices.SortFunc(children, func(a, b node) int { return strings.Compare(a.name, b.name) })
 	return children, nil
 }
 
-// stat makes the node of a directory entry; one without a type if it isn't in
-// the tree. drop tells of a directory that is ignored but for what may be below
-// it. near is where the index is searched.
-func (d *Dir) stat(fd int, dir string, typ byte, name []byte, near *int) (n node, drop bool, err error) {
-	n.name = string(name[:len(name)-1])
+// stat fills in the node of a directory entry; it has no type if it isn't in the
+// tree. drop tells of a directory that is ignored but for what may be below it.
+// near is where the index is searched.
+func (d *Dir) stat(fd int, dir string, typ byte, n *node, near *place) (drop bool, err error) {
 	ignore := func(isDir bool) bool {
 		if d.o.Ignored == nil {
 			return false
@@ -273,22 +339,23 @@ func (d *Dir) stat(fd int, dir string, typ byte, name []byte, near *int) (n node
 		return drop && (skip || !isDir)
 	}
 	if typ != unix.DT_UNKNOWN && ignore(typ == unix.DT_DIR) {
-		return node{}, false, nil
+		return false, nil
 	}
 	var sx unix.Statx_t
-	switch err := statx(fd, name, 0, &sx); {
+	switch err := statx(fd, n.name, 0, &sx); {
 	case errors.Is(err, unix.ENOENT):
-		return node{}, false, nil // gone since it was listed
+		return false, nil // gone since it was listed
 	case errors.Is(err, unix.EACCES):
-		return node{}, false, fmt.Errorf("%s: permission denied; make the directory searchable (chmod +x), or leave it out by a line %q in .dockerignore", dir, dir)
+		return false, fmt.Errorf("%s: permission denied; make the directory searchable (chmod +x), or leave it out by a line %q in .dockerignore", dir, dir)
 	case err != nil:
-		return node{}, false, &fs.PathError{Op: "stat", Path: join(dir, n.name), Err: err}
+		return false, &fs.PathError{Op: "stat", Path: join(dir, n.name), Err: err}
 	}
 	if !n.set(&sx) {
-		return node{}, false, nil
+		return false, nil
 	}
 	if typ == unix.DT_UNKNOWN && ignore(n.typ == layers.Dir) {
-		return node{}, false, nil
+		n.typ = 0
+		return false, nil
 	}
 	switch n.typ {
 	case layers.Symlink:
@@ -297,17 +364,17 @@ func (d *Dir) stat(fd int, dir string, typ byte, name []byte, near *int) (n node
 			if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EINVAL) {
 				err = ErrChanged
 			}
-			return node{}, false, fmt.Errorf("%s: %w", join(dir, n.name), err)
+			return false, fmt.Errorf("%s: %w", join(dir, n.name), err)
 		}
 		n.rare = &rare{link: link}
 	case layers.Regular:
-		d.remember(fd, &n, near)
+		d.remember(fd, n, near)
 	}
-	return n, drop, nil
+	return drop, nil
 }
 
 // remember takes from the index what it knows of a file.
-func (d *Dir) remember(fd int, n *node, near *int) {
+func (d *Dir) remember(fd int, n *node, near *place) {
 	known, ok := record{}, false
 	if d.o.Index != nil && n.id.size > 0 {
 		known, ok = d.o.Index.find(n.id, near)
