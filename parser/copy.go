@@ -266,13 +266,18 @@ func (s *stage) addCopy(tr *transfer, from *plan.Step, a plan.Copy) {
 // destination makes a path absolute and keeps the ending that makes it a
 // directory.
 func (s *stage) destination(p string) string {
-	dir := strings.HasSuffix(p, "/") || p == "" || p == "." || strings.HasSuffix(p, "/.")
+	end := ""
+	switch {
+	case strings.HasSuffix(p, "/."):
+		end = "/."
+	case strings.HasSuffix(p, "/"), p == "", p == ".":
+		end = "/"
+	}
 	if !path.IsAbs(p) {
 		p = path.Join(s.dir, p)
 	}
-	p = path.Clean(p)
-	if dir && p != "/" {
-		p += "/"
+	if p = path.Clean(p); end != "" {
+		p = strings.TrimSuffix(p, "/") + end
 	}
 	return p
 }
