@@ -25,6 +25,7 @@ func newPull(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "pull [OPTIONS] NAME[:TAG|@DIGEST]",
 		Short:   "Download an image from a registry",
+		Long:    "Download an image from a registry, with the attestations that its index has.",
 		Example: "  strake pull debian:bookworm\n  strake pull --platform linux/arm64 alpine",
 		Args:    nArgs(1, 1, "the name of an image"),
 		RunE:    func(cmd *cobra.Command, args []string) error { return runPull(cmd.Context(), o, args[0], e) },

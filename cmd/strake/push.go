@@ -24,7 +24,7 @@ func newPush(e *env) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:     "push [OPTIONS] NAME[:TAG]",
 		Short:   "Upload an image to a registry",
-		Long:    "Upload an image of the store to the registry that its name begins with. An image for several platforms becomes an index.",
+		Long:    "Upload an image of the store to the registry that its name begins with. An image for several platforms becomes an index, and so does one with attestations, which go along.",
 		Example: "  strake tag app registry.example/app:1\n  strake push registry.example/app:1",
 		Args:    nArgs(1, 1, "the name of an image"),
 		RunE:    func(cmd *cobra.Command, args []string) error { return runPush(cmd.Context(), o, args[0], e) },
