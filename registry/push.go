@@ -42,20 +42,32 @@ const maxOrigins = 4
 // a push that fails has changed no name. report gets Status events with the
 // actions "pushing", and for blobs that need no sending "exists" and "mounted".
 func (c *Client) Push(ctx context.Context, reference string, m *Manifest, report progress.Func) error {
-	r, err := parseRepository(reference)
+	p, err := c.newPusher(reference, report)
 	if err != nil {
 		return err
 	}
-	if r.digest != "" && r.digest != m.Desc.Digest {
-		return fmt.Errorf("push %s: the image has the digest %s", r, m.Desc.Digest)
+	return p.push(ctx, m)
+}
+
+func (c *Client) newPusher(reference string, report progress.Func) (*pusher, error) {
+	r, err := parseRepository(reference)
+	if err != nil {
+		return nil, err
 	}
 	if report == nil {
 		report = progress.Discard
 	}
-	p := &pusher{
+	return &pusher{
 		c: c, ref: r, report: report,
 		endpoint: &endpoint{host: c.host(apiHost(r.domain), ""), path: r.path},
 		seen:     map[digest.Digest]bool{},
+	}, nil
+}
+
+func (p *pusher) push(ctx context.Context, m *Manifest) error {
+	r := p.ref
+	if r.digest != "" && r.digest != m.Desc.Digest {
+		return fmt.Errorf("push %s: the image has the digest %s", r, m.Desc.Digest)
 	}
 	if err := p.collect(m, 0); err != nil {
 		return fmt.Errorf("push %s: %w", r, err)
@@ -101,6 +113,7 @@ type pusher struct {
 	seen      map[digest.Digest]bool
 	blobs     []blob.Ref
 	manifests []*Manifest // children before their parents
+	early     []*earlyBlob
 }
 
 // collect gathers what is to be pushed, each thing once.
@@ -158,17 +171,31 @@ func (p *pusher) manifest(ctx context.Context, m *Manifest, name string) error {
 
 // blob sees to it that the registry has b.
 func (p *pusher) blob(ctx context.Context, b blob.Ref) error {
-	there, err := p.exists(ctx, b.Desc)
+	meter := newMeter(p.report, b.Desc, "pushing")
+	u := &upload{pusher: p, scopes: pushScope(p.endpoint.path)}
+	sent, err := p.sentEarly(ctx, b.Desc.Digest)
 	if err != nil {
 		return err
 	}
-	meter := newMeter(p.report, b.Desc, "pushing")
+	there := false
+	if sent != nil {
+		if there = sent.there; sent.err == nil && !there {
+			meter.done()
+			return nil
+		}
+		u = sent.upload
+	}
+	if !there {
+		if there, err = p.exists(ctx, b.Desc); err != nil {
+			return err
+		}
+	}
 	if there {
 		meter.event.Action = "exists"
 		meter.done()
 		return nil
 	}
-	u := &upload{pusher: p, ref: b, meter: meter, scopes: pushScope(p.endpoint.path)}
+	u.ref, u.meter = b, meter
 	for i, from := range p.mountable(b.Origins) {
 		if i == maxOrigins {
 			break
@@ -188,6 +215,22 @@ func (p *pusher) blob(ctx context.Context, b blob.Ref) error {
 	}
 	meter.done()
 	return nil
+}
+
+// sentEarly waits for what has become of a blob that was sent early; nil if it
+// was not.
+func (p *pusher) sentEarly(ctx context.Context, d digest.Digest) (*earlyBlob, error) {
+	for _, b := range p.early {
+		if made, _ := b.f.Blob(); made == d {
+			select {
+			case <-b.done:
+				return b, nil
+			case <-ctx.Done():
+				return nil, context.Cause(ctx)
+			}
+		}
+	}
+	return nil, nil
 }
 
 func (p *pusher) exists(ctx context.Context, desc ocispec.Descriptor) (bool, error) {

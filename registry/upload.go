@@ -158,9 +158,6 @@ func rangeEnd(s string) (int64, bool) {
 
 // send sends the bytes from off and ends the upload.
 func (u *upload) send(ctx context.Context) error {
-	if u.ref.Open == nil {
-		return permanent{errors.New("content is not at hand")}
-	}
 	size := u.ref.Desc.Size
 	u.tried = true
 	finish := u.c.limits.header + time.Duration(size/finishRate)*time.Second
@@ -196,6 +193,9 @@ func (u *upload) send(ctx context.Context) error {
 
 // body sends r with the blob's bytes from off.
 func (u *upload) body(ctx context.Context, r request) (*http.Response, error) {
+	if u.ref.Open == nil {
+		return nil, permanent{errors.New("content is not at hand")}
+	}
 	content, err := u.ref.Open(ctx)
 	if err != nil {
 		return nil, permanent{err}

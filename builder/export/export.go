@@ -112,6 +112,8 @@ type run struct {
 	images  []Image
 	created time.Time
 	id      string // of the vertex
+	// early is the push to the first name.
+	early *registry.Early
 	// place renames a finished archive to its destination and closes it; nil
 	// for nothing special.
 	place func(f *os.File, dest string) error
@@ -253,6 +255,14 @@ func (x *run) image(ctx context.Context) (map[string]any, error) {
 	push := x.o.Push || x.o.Type == TypeRegistry
 	var made *result
 	var configs [][]byte
+	if push {
+		early, err := x.Registry.Early(ctx, x.pushName(x.o.Names[0]), x.event)
+		if err != nil {
+			return nil, err
+		}
+		defer early.Close()
+		x.early, x.o.Pack.Follow = early, early.Send
+	}
 	// What is said of an image is said of its manifest.
 	if push || x.attested() {
 		var err error
@@ -327,20 +337,30 @@ func (x *run) store(ctx context.Context, configs [][]byte, made *result) error {
 }
 
 func (x *run) pushAll(ctx context.Context, r *result) error {
-	for _, name := range x.o.Names {
-		if x.o.ByDigest {
-			name = strings.TrimSuffix(name, ":latest")
+	for i, name := range x.o.Names {
+		name = x.pushName(name)
+		push := func(m *registry.Manifest) error { return x.Registry.Push(ctx, name, m, x.event) }
+		if i == 0 {
+			push = func(m *registry.Manifest) error { return x.early.Push(ctx, m) }
 		}
-		if err := x.push(ctx, name, r); err != nil {
+		if err := x.push(ctx, name, r, push); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (x *run) push(ctx context.Context, name string, r *result) error {
+// pushName is the reference that is pushed to for a name.
+func (x *run) pushName(name string) string {
+	if x.o.ByDigest {
+		return strings.TrimSuffix(name, ":latest")
+	}
+	return name
+}
+
+func (x *run) push(ctx context.Context, name string, r *result, push func(*registry.Manifest) error) error {
 	x.status("pushing manifest for %s", name)
-	if err := x.Registry.Push(ctx, name, transfer.Manifest(r.Bundle), x.event); err != nil {
+	if err := push(transfer.Manifest(r.Bundle)); err != nil {
 		return err
 	}
 	for _, said := range r.referrers {

@@ -54,7 +54,7 @@ func (s *Store) Create() (*Writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Writer{s: s, f: f, hash: sha256.New()}, nil
+	return &Writer{s: s, f: f, hash: sha256.New(), growth: newGrowth()}, nil
 }
 
 // Writer takes the bytes of a new blob.
@@ -65,6 +65,8 @@ type Writer struct {
 	n    int64
 	err  error // of the first Write that failed
 	made *Made
+
+	growth *growth
 }
 
 // Write hashes and stores p.
@@ -79,6 +81,7 @@ func (w *Writer) Write(p []byte) (int, error) {
 	w.hash.Write(p[:n])
 	w.n += int64(n)
 	w.err = err
+	w.growth.set(w.n, false, "")
 	return n, err
 }
 
@@ -99,6 +102,7 @@ func (w *Writer) Commit() (digest.Digest, int64, error) {
 	// next reader will find that out; one of another size certainly is.
 	if fi, err := os.Lstat(path); err == nil && fi.Mode().IsRegular() && fi.Size() == w.n {
 		w.s.remember(d)
+		w.growth.set(w.n, true, d)
 		return d, w.n, w.Close()
 	} else if err == nil && fi.IsDir() {
 		_ = os.RemoveAll(path)
@@ -117,9 +121,11 @@ func (w *Writer) Commit() (digest.Digest, int64, error) {
 		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
+		w.growth.set(w.n, true, "")
 		return "", 0, errors.Join(err, os.Remove(f.Name()))
 	}
 	w.s.remember(d)
+	w.growth.set(w.n, true, d)
 	w.made = &Made{w.s, d, fi}
 	return d, w.n, nil
 }
@@ -134,6 +140,7 @@ func (w *Writer) Close() error {
 	}
 	f := w.f
 	w.f = nil
+	w.growth.set(w.n, true, "")
 	return errors.Join(f.Close(), os.Remove(f.Name()))
 }
 

@@ -64,6 +64,11 @@ type PackOptions struct {
 	// configurations and manifests: a LeakError tells of one. nil: nothing is
 	// searched.
 	Guard *leak.Guard `json:"-"`
+	// Follow is given a reader of each blob that is made here, while it is
+	// made, of a layer that was never pushed. It must close it and not wait
+	// for it. The blob may come to nothing. It is not called if Guard knows
+	// anything: what was not judged is given to nobody. nil: nobody reads.
+	Follow func(*blob.Follower) `json:"-"`
 }
 
 func (o PackOptions) algorithm() compress.Algorithm {
@@ -299,13 +304,13 @@ func (p *Packer) make(ctx context.Context, l snapshot.Layer, o PackOptions, src 
 	// One that is here before one that must be fetched.
 	slices.SortStableFunc(blobs, func(a, b ocispec.Descriptor) int { return order(p.have(b)) - order(p.have(a)) })
 	if len(blobs) > 0 && (p.reachable(l, blobs[0]) || pulled(l)) {
-		done, err := p.compress(ctx, o, s, func(w io.Writer) error { return p.writeBlob(ctx, l, blobs[0], src, w) })
+		done, err := p.compress(ctx, l, o, s, func(w io.Writer) error { return p.writeBlob(ctx, l, blobs[0], src, w) })
 		if err == nil && done.tar != from.DiffID && done.tar != "" {
 			return packed{}, fmt.Errorf("blob %s has the diffID %s instead of %s", blobs[0].Digest, done.tar, from.DiffID)
 		}
 		return done, err
 	}
-	return p.compress(ctx, o, s, func(w io.Writer) error { return p.writeTar(ctx, l.ID, o, src, w) })
+	return p.compress(ctx, l, o, s, func(w io.Writer) error { return p.writeTar(ctx, l.ID, o, src, w) })
 }
 
 func order(b bool) int {
@@ -316,7 +321,7 @@ func order(b bool) int {
 }
 
 // compress makes a blob of the tar stream that write writes, and shows it to s.
-func (p *Packer) compress(ctx context.Context, o PackOptions, s *leak.Search, write func(io.Writer) error) (packed, error) {
+func (p *Packer) compress(ctx context.Context, l snapshot.Layer, o PackOptions, s *leak.Search, write func(io.Writer) error) (packed, error) {
 	w, err := p.Blobs.Create()
 	if err != nil {
 		return packed{}, err
@@ -326,6 +331,11 @@ func (p *Packer) compress(ctx context.Context, o PackOptions, s *leak.Search, wr
 	c, err := p.compressor(w, o)
 	if err != nil {
 		return packed{}, err
+	}
+	if o.Follow != nil && len(o.Guard.Marks()) == 0 && len(l.Origins) == 0 {
+		if f, err := w.Follow(); err == nil {
+			o.Follow(f)
+		}
 	}
 	buffered := bufio.NewWriterSize(s.Beside(io.MultiWriter(h, c)), 128<<10)
 	err = write(buffered)

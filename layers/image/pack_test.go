@@ -324,6 +324,34 @@ func TestLostBlobsAreMadeAgain(t *testing.T) {
 	bytesOf(t, again)
 }
 
+// A layer that was pushed is likely to be where it is to be sent.
+func TestFollow(t *testing.T) {
+	t.Parallel()
+	s := newStore(t)
+	id := s.dir(t, regular("a", "content"))
+	followed := 0
+	o := PackOptions{Follow: func(f *blob.Follower) { followed++; f.Close() }}
+	pack := func(why string, want int) {
+		ref, _, err := s.packer.Pack(t.Context(), id, o, snapshot.Sources{})
+		if err == nil && why != "made" {
+			err = s.blobs.Remove(ref.Desc.Digest)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if followed != want {
+			t.Errorf("%s: %d blobs were followed, want %d", why, followed, want)
+		}
+	}
+	pack("made", 1)
+	pack("there", 1)
+	pack("lost", 2)
+	if err := s.packer.Pushed(layers.Tree{id}, "example.com/app"); err != nil {
+		t.Fatal(err)
+	}
+	pack("pushed and lost", 2)
+}
+
 func TestFailedPackLeavesNothing(t *testing.T) {
 	t.Parallel()
 	s := newStore(t)

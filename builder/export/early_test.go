@@ -1,0 +1,124 @@
+package export
+
+import (
+	"errors"
+	"io"
+	"log"
+	"math/rand/v2"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	ggcr "github.com/google/go-containerregistry/pkg/registry"
+	"github.com/google/go-containerregistry/pkg/v1/remote"
+	"github.com/google/go-containerregistry/pkg/v1/validate"
+
+	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/layers/image"
+	"github.com/strake-build/strake/layers/leak"
+)
+
+// noise is a file that is large when it is compressed, too.
+func noise(path string, size int, end string) layers.Entry {
+	b := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{1}).Read(b)
+	b = append(b, end...)
+	return layers.Entry{Path: path, Type: layers.Regular, Mode: 0o644, Size: int64(len(b)), Data: b, Inline: true}
+}
+
+// registryOf starts a registry, with what wrap puts before it, and returns the
+// repository "app" there.
+func registryOf(t *testing.T, wrap func(http.Handler) http.Handler) string {
+	t.Helper()
+	s := httptest.NewServer(wrap(ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))))
+	t.Cleanup(s.Close)
+	return strings.TrimPrefix(s.URL, "http://") + "/app"
+}
+
+// A layer is sent while it is packed. If the line breaks then, the image that
+// arrives is the right one all the same.
+func TestPushWhilePacking(t *testing.T) {
+	t.Parallel()
+	var mu sync.Mutex
+	var chunked, sized int // requests with a layer
+	app := registryOf(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method == http.MethodPatch {
+				mu.Lock()
+				broken := r.ContentLength < 0 && strings.Contains(r.URL.Path, "/app/broken/")
+				if r.ContentLength < 0 {
+					chunked++
+				} else {
+					sized++
+				}
+				mu.Unlock()
+				if broken {
+					_, _ = io.CopyN(io.Discard, r.Body, 6<<20)
+					panic(http.ErrAbortHandler)
+				}
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
+	for _, kind := range []string{"well", "broken"} {
+		chunked, sized = 0, 0
+		e := newExporter(t)
+		img := e.tree(t, noise("noise", 12<<20, kind))
+		tag := app + "/" + kind + "/x:1"
+		if _, err := e.Export(t.Context(), []Image{img}, Output{Type: TypeRegistry, Names: []string{tag}}); err != nil {
+			t.Fatal(err)
+		}
+		ref, err := name.ParseReference(tag)
+		if err != nil {
+			t.Fatal(err)
+		}
+		there, err := remote.Image(ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := validate.Image(there); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		want := 0
+		if kind == "broken" {
+			want = 1
+		}
+		if chunked != 1 || sized != want {
+			t.Errorf("%s: the layer was sent in %d requests while it was made, and %d when it was; want 1 and %d", kind, chunked, sized, want)
+		}
+	}
+}
+
+// Nothing leaves before it has been searched for the secrets that the build was
+// given.
+func TestLeakIsNotPushed(t *testing.T) {
+	t.Parallel()
+	const secret = "correct-horse-battery"
+	var mu sync.Mutex
+	var asked []string
+	app := registryOf(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			mu.Lock()
+			asked = append(asked, r.Method+" "+r.URL.Path)
+			mu.Unlock()
+			h.ServeHTTP(w, r)
+		})
+	})
+	e := newExporter(t)
+	img := e.tree(t, noise("noise", 12<<20, secret))
+	g := &leak.Guard{}
+	g.Add("token", []byte(secret))
+	_, err := e.Export(t.Context(), []Image{img}, Output{Type: TypeRegistry, Names: []string{app + ":1"}, Pack: image.PackOptions{Guard: g}})
+	var found *image.LeakError
+	if !errors.As(err, &found) || found.Path != "noise" {
+		t.Errorf("got %v, want a leak in the file noise", err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if len(asked) > 0 {
+		t.Errorf("the registry was asked for %q", asked)
+	}
+}
