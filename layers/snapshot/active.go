@@ -6,12 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path"
 	"path/filepath"
 	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/snapshot/internal/layerdir"
@@ -135,15 +136,15 @@ func removeIfEmpty(root, path string) error {
 	}
 	switch {
 	case st.Type == layers.Regular && st.Size == 0:
-	case st.Type == layers.Dir:
-		names, err := layerdir.Names(host)
-		if err != nil || len(names) > 0 {
-			return err
+		if err := unix.Unlink(host); err != nil {
+			return fmt.Errorf("%s: %w", path, err)
 		}
-	default:
-		return nil
+	case st.Type == layers.Dir:
+		if err := unix.Rmdir(host); err != nil && err != unix.ENOTEMPTY {
+			return fmt.Errorf("%s: %w", path, err)
+		}
 	}
-	return os.Remove(host)
+	return nil
 }
 
 // Discard removes what was written. It may be called after Commit.

@@ -129,11 +129,19 @@ func (s *stage) makeDevice(d device) error {
 			return err
 		}
 	}
-	target, err := s.open.take(rootDir(s.dev).target(d.path, false))
+	fd, err := s.clone(node, "", false)
 	if err != nil {
 		return err
 	}
-	fd, err := s.clone(node, "", false)
+	if !strings.Contains(d.path, "/") {
+		// There is nothing in /dev so far, and nobody else to put it there:
+		// what to mount on need not be looked for as in a directory of an image.
+		if err := unix.Mknodat(s.dev, d.path, unix.S_IFREG|0o644, 0); err != nil && err != unix.EEXIST {
+			return err
+		}
+		return unix.MoveMount(fd, "", s.dev, d.path, unix.MOVE_MOUNT_F_EMPTY_PATH)
+	}
+	target, err := s.open.take(rootDir(s.dev).target(d.path, false))
 	if err != nil {
 		return err
 	}
