@@ -203,14 +203,17 @@ func (b *bed) churns() {
 // clockFaults are of clocks that jump: of files' times, and of what the store has
 // written down.
 func clockFaults() []fault {
-	times := map[string]time.Time{
-		"1970": time.Unix(0, 0), "before 1970": time.Unix(-100000, 0), "in a minute": time.Now().Add(time.Minute),
-		"2107": time.Date(2107, 1, 1, 0, 0, 0, 0, time.UTC), "2400": time.Date(2400, 1, 1, 0, 0, 0, 0, time.UTC),
+	is := func(t time.Time) func() time.Time { return func() time.Time { return t } }
+	times := map[string]func() time.Time{
+		"1970": is(time.Unix(0, 0)), "before 1970": is(time.Unix(-100000, 0)),
+		"in a minute": func() time.Time { return time.Now().Add(time.Minute) }, // of the point's start
+		"2107":        is(time.Date(2107, 1, 1, 0, 0, 0, 0, time.UTC)), "2400": is(time.Date(2400, 1, 1, 0, 0, 0, 0, time.UTC)),
 	}
 	return []fault{
 		{name: "clock/files of other times", outcome: "what they hold counts", points: func(*lab) (list []point) {
-			for name, at := range inOrder(times) {
+			for name, when := range inOrder(times) {
 				list = append(list, point{name, func(b *bed) {
+					at := when()
 					args := b.building("FROM "+b.lab.base+"\nCOPY f /f\nRUN cat /f\n", "-o", "type=oci,dest="+b.out("image.tar"))
 					f := filepath.Join(args[len(args)-1], "f")
 					for _, text := range []string{"first!", "second", "third!", "fourth"} { // of one size
@@ -242,9 +245,9 @@ func clockFaults() []fault {
 			return list
 		}},
 		{name: "clock/a store of another time", outcome: "it is used", points: func(l *lab) (list []point) {
-			for name, at := range inOrder(times) {
+			for name, when := range inOrder(times) {
 				for _, command := range []string{"build", "prune", "prune what is old", "builds", "check", "repair"} {
-					list = append(list, point{name + ", " + command, func(b *bed) { b.ages(at, command) }})
+					list = append(list, point{name + ", " + command, func(b *bed) { b.ages(when(), command) }})
 				}
 			}
 			return list

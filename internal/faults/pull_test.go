@@ -189,7 +189,9 @@ func pullFaults() []fault {
 		{name: "pull/429 that says when to come back", outcome: "it waits as long", points: kinds("", tooMany())},
 		{name: "pull/429 until tomorrow", outcome: "told at once", points: kinds("come back in (24h0m0s|23h59m)", map[string]reply{
 			"in seconds": always(status(429, "86400")),
-			"as a date":  always(status(429, time.Now().Add(24*time.Hour).UTC().Format(http.TimeFormat))),
+			"as a date": always(func(w *wire, rw http.ResponseWriter, r *http.Request) {
+				status(429, time.Now().Add(24*time.Hour).UTC().Format(http.TimeFormat))(w, rw, r)
+			}),
 		})},
 		{name: "pull/connection refused for a moment", outcome: over, points: func(l *lab) (list []point) {
 			for kind, m := range inOrder(l.parts().kinds()) {
