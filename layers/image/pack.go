@@ -66,8 +66,8 @@ type PackOptions struct {
 	Guard *leak.Guard `json:"-"`
 	// Follow is given a reader of each blob that is made here, while it is
 	// made, of a layer that was never pushed. It must close it and not wait
-	// for it. The blob may come to nothing. It is not called if Guard knows
-	// anything: what was not judged is given to nobody. nil: nobody reads.
+	// for it. The blob may come to nothing. What can be read has been searched:
+	// nothing of a value that Guard knows is in it. nil: nobody reads.
 	Follow func(*blob.Follower) `json:"-"`
 }
 
@@ -332,15 +332,16 @@ func (p *Packer) compress(ctx context.Context, l snapshot.Layer, o PackOptions, 
 	if err != nil {
 		return packed{}, err
 	}
-	if o.Follow != nil && len(o.Guard.Marks()) == 0 && len(l.Origins) == 0 {
+	if o.Follow != nil && len(l.Origins) == 0 {
 		if f, err := w.Follow(); err == nil {
 			o.Follow(f)
 		}
 	}
-	buffered := bufio.NewWriterSize(s.Beside(io.MultiWriter(h, c)), 128<<10)
+	gate := s.Gate(io.MultiWriter(h, c))
+	buffered := bufio.NewWriterSize(gate, 128<<10)
 	err = write(buffered)
 	if err == nil {
-		err = buffered.Flush()
+		err = errors.Join(buffered.Flush(), gate.Close())
 	}
 	if cerr := c.Close(); err == nil { // ends the compressor's goroutines in any case
 		err = cerr

@@ -12,6 +12,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -71,6 +72,45 @@ func TestForms(t *testing.T) {
 				t.Errorf("%s in pieces of %d: %v, %+v; want %+v", name, size, ok, got, m)
 			}
 		}
+	}
+}
+
+// What passes a gate is all, or ends before a value that is found, in however
+// many pieces it comes.
+func TestGate(t *testing.T) {
+	t.Parallel()
+	g := guard(token)
+	before := bytes.Repeat([]byte{'x'}, 1000)
+	after := bytes.Repeat([]byte{'y'}, 1000)
+	for _, piece := range []int{1, 3, len(token), 700, 5000} {
+		for _, value := range []string{token, "not a token"} {
+			text := slices.Concat(before, []byte(value), after)
+			var out bytes.Buffer
+			s := g.Search()
+			w := s.Gate(&out)
+			for p := range slices.Chunk(text, piece) {
+				if n, err := w.Write(p); n != len(p) || err != nil {
+					t.Fatal(n, err)
+				}
+			}
+			if err := w.Close(); err != nil {
+				t.Fatal(err)
+			}
+			_, found := s.Found()
+			switch {
+			case found != (value == token):
+				t.Errorf("pieces of %d, %q: found %v", piece, value, found)
+			case !found && !bytes.Equal(out.Bytes(), text):
+				t.Errorf("pieces of %d: %d of %d bytes passed", piece, out.Len(), len(text))
+			case found && !bytes.HasPrefix(before, out.Bytes()):
+				t.Errorf("pieces of %d: what passed ends with %q", piece, out.Bytes()[len(before):])
+			}
+		}
+	}
+	var out bytes.Buffer
+	w := (*Guard)(nil).Search().Gate(&out)
+	if _, err := w.Write([]byte("all")); err != nil || out.String() != "all" {
+		t.Errorf("no guard: %q, %v", out.String(), err)
 	}
 }
 

@@ -152,6 +152,58 @@ func (b beside) Write(p []byte) (int, error) {
 	return n, err
 }
 
+// Gate returns a writer that searches, and passes to w only what has been
+// searched: no byte of a value that is found, and nothing after it, not even if
+// the value came in pieces. The search of what comes next runs beside w. What is
+// held back is written by Close, which does not close w. Of nil it is w.
+func (s *Search) Gate(w io.Writer) io.WriteCloser {
+	if s == nil {
+		return open{w}
+	}
+	return &gate{s: s, w: w}
+}
+
+type open struct{ io.Writer }
+
+func (open) Close() error { return nil }
+
+type gate struct {
+	s    *Search
+	w    io.Writer
+	held []byte // searched; its end may be the beginning of a value
+}
+
+func (g *gate) Write(p []byte) (int, error) {
+	safe := max(0, len(g.held)-(g.s.x.longest-1))
+	searched := make(chan struct{})
+	go func() {
+		defer close(searched)
+		_, _ = g.s.Write(p)
+	}()
+	err := g.pass(g.held[:safe])
+	<-searched
+	if g.s.found {
+		g.held = nil
+		return len(p), err
+	}
+	g.held = append(g.held[:copy(g.held, g.held[safe:])], p...)
+	return len(p), err
+}
+
+func (g *gate) pass(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	_, err := g.w.Write(p)
+	return err
+}
+
+func (g *gate) Close() error {
+	err := g.pass(g.held)
+	g.held = nil
+	return err
+}
+
 // Write never fails.
 func (s *Search) Write(p []byte) (int, error) {
 	n := len(p)
