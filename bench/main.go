@@ -8,7 +8,7 @@
 //
 // BuildKit takes part if buildkitd and buildctl are on PATH (or -peers names
 // their directory), buildah if it is. The bases come from a registry that bench
-// runs itself; nothing is fetched from outside. It needs root.
+// runs itself (docker-registry); nothing is fetched from outside. It needs root.
 package main
 
 import (
@@ -78,9 +78,11 @@ func run(ctx context.Context) error {
 		return err
 	}
 	b := &bench{dir: dir, verbose: *verbose, check: *check, syncs: *syncs}
-	if err := b.startRegistry(); err != nil {
+	stop, err := b.startRegistry()
+	if err != nil {
 		return err
 	}
+	defer stop()
 	for _, name := range strings.Split(*tools, ",") {
 		if t := newTool(b, name, program); t != nil {
 			b.tools = append(b.tools, t)
