@@ -27,6 +27,7 @@ import (
 	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/strake-build/strake/bench/imagetree"
+	"github.com/strake-build/strake/internal/distribution"
 )
 
 func main() {
@@ -78,8 +79,8 @@ func run(ctx context.Context) error {
 		return err
 	}
 	b := &bench{dir: dir, verbose: *verbose, check: *check, syncs: *syncs}
-	stop, err := b.startRegistry()
-	if err != nil {
+	var stop func()
+	if b.registry, stop, err = distribution.Start(filepath.Join(dir, "registry")); err != nil {
 		return err
 	}
 	defer stop()

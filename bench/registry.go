@@ -6,13 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -23,52 +20,6 @@ import (
 
 	"github.com/strake-build/strake/bench/content"
 )
-
-const registryConfig = `version: 0.1
-log: {level: error, accesslog: {disabled: true}}
-storage:
-  filesystem: {rootdirectory: %q}
-  cache: {blobdescriptor: inmemory}
-http: {addr: %q}
-`
-
-// startRegistry starts the distribution project's registry on loopback, the one
-// that most others are made of, with blobs on disk. The function returned ends it.
-func (b *bench) startRegistry() (stop func(), err error) {
-	program, err := exec.LookPath("docker-registry")
-	if err != nil {
-		return nil, fmt.Errorf("a registry: %w (Debian: docker-registry)", err)
-	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return nil, err
-	}
-	b.registry = l.Addr().String()
-	config := filepath.Join(b.dir, "registry.yaml")
-	text := fmt.Sprintf(registryConfig, filepath.Join(b.dir, "registry"), b.registry)
-	if err := errors.Join(l.Close(), os.WriteFile(config, []byte(text), 0o644)); err != nil {
-		return nil, err
-	}
-	var log bytes.Buffer
-	cmd := exec.Command(program, "serve", config)
-	cmd.Stdout, cmd.Stderr = &log, &log
-	if err := cmd.Start(); err != nil {
-		return nil, err
-	}
-	stop = func() {
-		_ = cmd.Process.Kill()
-		_ = cmd.Wait()
-	}
-	for range 100 {
-		if resp, err := http.Get("http://" + b.registry + "/v2/"); err == nil {
-			resp.Body.Close()
-			return stop, nil
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-	stop()
-	return nil, fmt.Errorf("%s did not start:\n%s", program, log.Bytes())
-}
 
 // base pushes a base image once and returns its name.
 func (b *bench) base(repo string, layers ...func(*tar.Writer) error) (string, error) {

@@ -64,9 +64,9 @@ func startReference(ctx context.Context, out string) (mirror string, stop func()
 			return "", nil, err
 		}
 	}
-	m, err := newMirror(ctx, filepath.Join(out, "mirror"))
+	m, err := newMirror(filepath.Join(out, "mirror"))
 	if err != nil {
 		return "", nil, err
 	}
-	return m.serve(ctx)
+	return m.serve()
 }

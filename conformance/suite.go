@@ -69,7 +69,7 @@ func runSuite(ctx context.Context, strake, out string, args []string) error {
 	if err != nil {
 		return err
 	}
-	m, err := newMirror(ctx, filepath.Join(out, "mirror"))
+	m, err := newMirror(filepath.Join(out, "mirror"))
 	if err != nil {
 		return err
 	}

@@ -1,64 +1,33 @@
 package registry
 
 import (
-	"fmt"
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"os/exec"
 	"path/filepath"
 	"sync"
-	"syscall"
 	"testing"
-	"time"
 
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
+
+	"github.com/strake-build/strake/internal/distribution"
 )
 
 // startDistribution starts Debian's docker-registry.
 func startDistribution(t *testing.T) string {
 	t.Helper()
-	program, err := exec.LookPath("docker-registry")
-	if err != nil {
+	if _, err := exec.LookPath(distribution.Program); err != nil {
 		t.Skip("SKIPPED: docker-registry is not installed; only go-containerregistry's registry was tested")
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+	addr, stop, err := distribution.Start(filepath.Join(t.TempDir(), "data"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	addr := l.Addr().String()
-	l.Close()
-	dir := t.TempDir()
-	config := filepath.Join(dir, "config.yml")
-	text := fmt.Sprintf("version: 0.1\nlog: {level: error}\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: %s}\n", filepath.Join(dir, "data"), addr)
-	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	cmd := exec.Command(program, "serve", config)
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	exited := make(chan error, 1)
-	go func() { exited <- cmd.Wait() }()
-	t.Cleanup(func() {
-		_ = cmd.Process.Kill()
-		<-exited
-	})
-	poll := time.NewTicker(20 * time.Millisecond)
-	defer poll.Stop()
-	for start := time.Now(); ; <-poll.C {
-		if resp, err := http.Get("http://" + addr + "/v2/"); err == nil {
-			resp.Body.Close()
-			return addr
-		}
-		if time.Since(start) > 20*time.Second {
-			t.Fatal("docker-registry does not come up")
-		}
-	}
+	t.Cleanup(stop)
+	return addr
 }
 
 func TestDistribution(t *testing.T) {

@@ -79,7 +79,7 @@ var allowed = []struct {
 	{"internal/manifest", nil},
 	{"internal/lazyregexp", nil},
 	{"internal/shortname", nil},
-	{"internal/scripttest", []string{"cache/remote/gha/ghatest", "cache/remote/s3/s3test"}},
+	{"internal/scripttest", []string{"cache/remote/gha/ghatest", "cache/remote/s3/s3test", "internal/distribution"}},
 	{"internal/depcheck", nil},
 	{"layers", []string{"layers/blob", "layers/compress"}},
 	{"policy", []string{"plan"}},
@@ -106,10 +106,11 @@ var allowed = []struct {
 	{"cmd/...", []string{"..."}},
 	{"internal/e2e", nil},
 	{"internal/testbed", nil},
+	{"internal/distribution", nil},
 	{"internal/hostile", nil},
 	{"internal/faults", nil},
-	{"bench/...", []string{"bench/content", "bench/imagetree", "bench/pair"}},
-	{"conformance/...", []string{"bench/pair", "conformance/random"}},
+	{"bench/...", []string{"bench/content", "bench/imagetree", "bench/pair", "internal/distribution"}},
+	{"conformance/...", []string{"bench/pair", "conformance/random", "internal/distribution"}},
 	{"examples/...", nil},
 }
 
