@@ -44,7 +44,7 @@ type sentinel struct{ *sentinel }
 // Up to memoryBound, garbage is collected before memory grows, unless more than
 // memoryInUse is no garbage: then there would be no end of collecting.
 const (
-	memoryBound = 110 << 20
+	memoryBound = 100 << 20
 	memoryInUse = 72 << 20
 )
 
