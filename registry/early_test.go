@@ -9,7 +9,6 @@ import (
 	"os"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -133,15 +132,14 @@ func TestEarly(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			u := &uploads{parts: map[string][]byte{}, blobs: map[string][]byte{}, calls: map[string]int{}, done: make(chan struct{})}
+			u := newUploads()
 			if tc.fault != nil {
 				u.fault = tc.fault(u)
 			}
-			addr := blobServer(t, u.ServeHTTP)
-			t.Cleanup(func() { close(u.done) })
+			addr := u.serve(t)
 			c := client(t, Options{})
-			if tc.stalls { // else a busy machine would be one
-				c.limits.stall, c.limits.header = 300*time.Millisecond, 500*time.Millisecond
+			if tc.stalls {
+				impatient(c)
 			}
 			data := content(tc.size)
 			b := ref1("", data)
@@ -205,14 +203,14 @@ func TestEarlyGivenUp(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			began := make(chan struct{}, 1)
-			u := &uploads{parts: map[string][]byte{}, blobs: map[string][]byte{}, calls: map[string]int{}}
+			u := newUploads()
 			u.fault = func(_ int, _ http.ResponseWriter, r *http.Request) bool {
 				if r.Method == http.MethodPatch {
 					began <- struct{}{}
 				}
 				return false
 			}
-			e, err := client(t, Options{}).Early(t.Context(), blobServer(t, u.ServeHTTP)+"/app:1", nil)
+			e, err := client(t, Options{}).Early(t.Context(), u.serve(t)+"/app:1", nil)
 			if err != nil {
 				t.Fatal(err)
 			}

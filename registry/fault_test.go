@@ -265,6 +265,24 @@ type uploads struct {
 	done     chan struct{} // closed when the test ends
 }
 
+func newUploads() *uploads {
+	return &uploads{parts: map[string][]byte{}, blobs: map[string][]byte{}, calls: map[string]int{}, done: make(chan struct{})}
+}
+
+// serve starts the registry and returns its address.
+func (u *uploads) serve(t *testing.T) string {
+	t.Helper()
+	addr := blobServer(t, u.ServeHTTP)
+	t.Cleanup(func() { close(u.done) })
+	return addr
+}
+
+// impatient has c take what hangs for a stall at once. For all else a busy
+// machine would be one.
+func impatient(c *Client) {
+	c.limits.stall, c.limits.header = 300*time.Millisecond, 500*time.Millisecond
+}
+
 func (u *uploads) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	u.mu.Lock()
 	n := u.calls[r.Method]
@@ -469,16 +487,15 @@ func TestUploadFaults(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			u := &uploads{parts: map[string][]byte{}, blobs: map[string][]byte{}, calls: map[string]int{}, noStatus: tc.noStatus}
+			u := newUploads()
+			u.noStatus = tc.noStatus
 			if tc.fault != nil {
 				u.fault = tc.fault(u)
 			}
-			addr := blobServer(t, u.ServeHTTP)
-			u.done = make(chan struct{})
-			t.Cleanup(func() { close(u.done) })
+			addr := u.serve(t)
 			c := client(t, Options{})
-			if tc.stalls { // else a busy machine would be one
-				c.limits.stall, c.limits.header = 300*time.Millisecond, 500*time.Millisecond
+			if tc.stalls {
+				impatient(c)
 			}
 			data := content(tc.size)
 			b := ref1("", data)
@@ -518,13 +535,13 @@ func TestPushOfBadContent(t *testing.T) {
 		for _, size := range []int{1000, 3 << 20} {
 			t.Run(fmt.Sprint(name, size), func(t *testing.T) {
 				t.Parallel()
-				u := &uploads{parts: map[string][]byte{}, blobs: map[string][]byte{}, calls: map[string]int{}}
+				u := newUploads()
 				c := client(t, Options{})
 				b := ref1("", content(size))
 				change(&b)
 				m := makeImage(t, linux)
 				m.Blobs = []blob.Ref{b}
-				err := c.Push(t.Context(), blobServer(t, u.ServeHTTP)+"/app:1", m, progress.Discard)
+				err := c.Push(t.Context(), u.serve(t)+"/app:1", m, progress.Discard)
 				wantError(t, err, nil, b.Desc.Digest.String())
 				u.mu.Lock()
 				defer u.mu.Unlock()

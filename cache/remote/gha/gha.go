@@ -176,8 +176,8 @@ func (s *Service) isBroken(key string) bool {
 	return s.broken[key]
 }
 
-// write makes an entry whose key has the prefix. One of the same key that is there, or that somebody else
-// is writing, is as good, unless it is damaged.
+// write makes an entry whose key has the prefix. One of the same key that is
+// there, or that somebody else is writing, is as good, unless it is damaged.
 func (s *Service) write(ctx context.Context, prefix, version string, size int64, open func(context.Context) (io.ReadCloser, error), damaged bool) error {
 	key := prefix + "0"
 	if damaged {

@@ -20,7 +20,13 @@ import (
 	"github.com/strake-build/strake/layers/blob"
 )
 
+// service starts the service and returns the environment that a workflow has.
 func service(t *testing.T) func(string) string {
+	return serviceBehind(t, func(h http.Handler) http.Handler { return h })
+}
+
+// serviceBehind is service with what wrap puts before it.
+func serviceBehind(t *testing.T, wrap func(http.Handler) http.Handler) func(string) string {
 	t.Helper()
 	h, stop, err := ghatest.Start(t.TempDir())
 	if err != nil {
@@ -31,7 +37,7 @@ func service(t *testing.T) func(string) string {
 			t.Error(err)
 		}
 	})
-	s := httptest.NewServer(h)
+	s := httptest.NewServer(wrap(h))
 	t.Cleanup(s.Close)
 	return func(name string) string {
 		return map[string]string{"ACTIONS_RESULTS_URL": s.URL + "/", "ACTIONS_RUNTIME_TOKEN": ghatest.Token}[name]
@@ -104,35 +110,23 @@ func TestRefused(t *testing.T) {
 // that somebody else is writing.
 func TestLostAnswer(t *testing.T) {
 	t.Parallel()
-	h, stop, err := ghatest.Start(t.TempDir())
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := stop(); err != nil {
-			t.Error(err)
-		}
-	})
 	lost := map[string]bool{} // calls come one after the other
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			t.Error(err)
-		}
-		r.Body = io.NopCloser(bytes.NewReader(body))
-		lose := strings.HasSuffix(r.URL.Path, "/CreateCacheEntry") && bytes.Contains(body, []byte(`-0"`)) && !lost[string(body)]
-		if lose {
-			lost[string(body)] = true
-			h.ServeHTTP(httptest.NewRecorder(), r)
-			http.Error(w, "too late", http.StatusGatewayTimeout)
-			return
-		}
-		h.ServeHTTP(w, r)
-	}))
-	t.Cleanup(s.Close)
-	getenv := func(name string) string {
-		return map[string]string{"ACTIONS_RESULTS_URL": s.URL, "ACTIONS_RUNTIME_TOKEN": ghatest.Token}[name]
-	}
+	getenv := serviceBehind(t, func(h http.Handler) http.Handler {
+		return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			if err != nil {
+				t.Error(err)
+			}
+			r.Body = io.NopCloser(bytes.NewReader(body))
+			if strings.HasSuffix(r.URL.Path, "/CreateCacheEntry") && bytes.Contains(body, []byte(`-0"`)) && !lost[string(body)] {
+				lost[string(body)] = true
+				h.ServeHTTP(httptest.NewRecorder(), r)
+				http.Error(w, "too late", http.StatusGatewayTimeout)
+				return
+			}
+			h.ServeHTTP(w, r)
+		})
+	})
 	a := open(t, nil, getenv)
 	if err := a.Put(t.Context(), "strake1-r-x", []byte("{}"), []blob.Ref{remotetest.Ref([]byte("content"))}, false); err != nil {
 		t.Fatal(err)
