@@ -82,12 +82,7 @@ func (bd *build) fetch(ctx context.Context, v *vertex) (_ []layers.Tree, err err
 
 func (bd *build) fetchEntries(ctx context.Context, v *vertex, dir string) ([]layers.Entry, error) {
 	if op, ok := v.step.Op.(*plan.HTTP); ok {
-		if op.Pin != "" {
-			known := *op
-			known.Checksum = op.Pin
-			op = &known
-		}
-		return bd.b.HTTP.Fetch(ctx, op, dir)
+		return bd.b.HTTP.Fetch(ctx, op.Pinned(), dir)
 	}
 	commit, err := bd.remote(ctx, v)
 	if err != nil {

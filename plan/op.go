@@ -74,6 +74,16 @@ type HTTP struct {
 	Pin digest.Digest
 }
 
+// Pinned is h with the pin, if there is one, as the content to be expected.
+func (h *HTTP) Pinned() *HTTP {
+	if h.Pin == "" {
+		return h
+	}
+	pinned := *h
+	pinned.Checksum = h.Pin
+	return &pinned
+}
+
 // NetworkMode says which network a process sees.
 type NetworkMode string
 

@@ -91,15 +91,12 @@ func (in *inputs) fetchContext(ctx context.Context, arg string, mayBeFile bool, 
 	if !ok {
 		return "", errors.New("source policy: a context that is a URL can only be converted to another URL")
 	}
-	pinned := *remote
-	if remote.Pin != "" {
-		pinned.Checksum = remote.Pin
-	}
-	entries, err := b.HTTP.Fetch(ctx, &pinned, fetched)
+	remote = remote.Pinned()
+	entries, err := b.HTTP.Fetch(ctx, remote, fetched)
 	if err != nil {
 		return "", err
 	}
-	if at, err := b.HTTP.LastModified(ctx, &pinned); err == nil && !at.IsZero() {
+	if at, err := b.HTTP.LastModified(ctx, remote); err == nil && !at.IsZero() {
 		in.changed = func(context.Context) (time.Time, error) { return at, nil }
 	}
 	if len(entries) != 1 {
