@@ -136,20 +136,26 @@ type beside struct {
 	w io.Writer
 }
 
-func (b beside) Write(p []byte) (int, error) {
+func (b beside) Write(p []byte) (n int, err error) {
+	b.s.during(p, func() { n, err = b.w.Write(p) })
+	return n, err
+}
+
+// during searches p while fn runs, on another processor if that is worth it.
+func (s *Search) during(p []byte, fn func()) {
 	const worthIt = 16 << 10 // handing over less takes longer than searching it
 	if len(p) < worthIt {
-		_, _ = b.s.Write(p)
-		return b.w.Write(p)
+		_, _ = s.Write(p)
+		fn()
+		return
 	}
-	done := make(chan struct{})
+	searched := make(chan struct{})
 	go func() {
-		defer close(done)
-		_, _ = b.s.Write(p)
+		defer close(searched)
+		_, _ = s.Write(p)
 	}()
-	n, err := b.w.Write(p)
-	<-done
-	return n, err
+	fn()
+	<-searched
 }
 
 // Gate returns a writer that searches, and passes to w only what has been
@@ -173,15 +179,9 @@ type gate struct {
 	held []byte // searched; its end may be the beginning of a value
 }
 
-func (g *gate) Write(p []byte) (int, error) {
+func (g *gate) Write(p []byte) (n int, err error) {
 	safe := max(0, len(g.held)-(g.s.x.longest-1))
-	searched := make(chan struct{})
-	go func() {
-		defer close(searched)
-		_, _ = g.s.Write(p)
-	}()
-	err := g.pass(g.held[:safe])
-	<-searched
+	g.s.during(p, func() { err = g.pass(g.held[:safe]) })
 	if g.s.found {
 		g.held = nil
 		return len(p), err
