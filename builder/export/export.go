@@ -317,11 +317,14 @@ func (x *run) store(ctx context.Context, configs [][]byte, made *result) error {
 				return err
 			}
 			stored[i].Attestations = []image.Attestation{a}
-			if index, _, err = x.Packer.Blobs.Put(bytes.NewReader(made.Raw), made.Desc.Digest, made.Desc.Size); err != nil {
-				return err
-			}
+			index = made.Desc.Digest
 		}
 		x.status("writing image %s", id)
+	}
+	if index != "" {
+		if _, _, err := x.Packer.Blobs.Put(bytes.NewReader(made.Raw), index, made.Desc.Size); err != nil {
+			return err
+		}
 	}
 	names := x.o.Names
 	if x.o.ByDigest {

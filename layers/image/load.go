@@ -21,7 +21,6 @@ import (
 	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/compress"
 	"github.com/strake-build/strake/layers/snapshot"
-	"github.com/strake-build/strake/state"
 )
 
 // Bounds of archives: what a stranger may make us remember.
@@ -184,7 +183,7 @@ func (a *archive) take(name string, r io.Reader) error {
 		return err
 	}
 	a.files[name] = ocispec.Descriptor{Digest: d, Size: size}
-	return a.s.root.Keep(state.KindBlob, d.String())
+	return a.s.Lease(d)
 }
 
 // file returns the file at name, following links of the archive.

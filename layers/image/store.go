@@ -391,14 +391,10 @@ func (s *Store) RemoveUnnamed() ([]digest.Digest, error) {
 	return deleted, nil
 }
 
-// Lease keeps blobs that are here, or will be, from being collected before Put
-// has them in an image.
-func (s *Store) Lease(blobs ...digest.Digest) error {
-	ids := make([]string, len(blobs))
-	for i, d := range blobs {
-		ids[i] = d.String()
-	}
-	return s.root.Keep(state.KindBlob, ids...)
+// Lease keeps a blob that is here, or will be, from being collected before Put
+// has it in an image.
+func (s *Store) Lease(d digest.Digest) error {
+	return s.root.Keep(state.KindBlob, d.String())
 }
 
 // Config returns the configuration of an image.
