@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -59,16 +58,15 @@ func (b *bench) measureFloor(ctx context.Context, c benchCase, n int) (time.Dura
 	if err != nil {
 		return 0, err
 	}
-	var all []time.Duration
+	var all []sample
 	for i := range n {
 		d, err := b.floorOnce(ctx, self, c, i)
 		if err != nil {
 			return 0, err
 		}
-		all = append(all, d)
+		all = append(all, sample{wall: d})
 	}
-	slices.Sort(all)
-	return all[len(all)/2], nil
+	return median(all).wall, nil
 }
 
 func (b *bench) floorOnce(ctx context.Context, self string, c benchCase, i int) (time.Duration, error) {
@@ -77,8 +75,7 @@ func (b *bench) floorOnce(ctx context.Context, self string, c benchCase, i int) 
 		return 0, err
 	}
 	defer os.RemoveAll(dir)
-	b.groups++
-	g, err := newGroup(fmt.Sprintf("strakebench-%d-%d", os.Getpid(), b.groups))
+	g, err := b.newGroup()
 	if err != nil {
 		return 0, err
 	}

@@ -257,7 +257,7 @@ func (w *workspace) big() (v1.Image, error) {
 }
 
 // appendLayer pushes the base of W6 with one more layer.
-func appendLayer(_ context.Context, w *workspace) (time.Duration, error) {
+func appendLayer(ctx context.Context, w *workspace) (time.Duration, error) {
 	app := content.Bytes(1<<20, 0xf1004, uint64(w.run))
 	return timed(func(_ context.Context, w *workspace) error {
 		var archive bytes.Buffer
@@ -281,7 +281,7 @@ func appendLayer(_ context.Context, w *workspace) (time.Duration, error) {
 			return err
 		}
 		return remote.Write(ref, img)
-	})(context.Background(), w)
+	})(ctx, w)
 }
 
 // unpack writes the files of W6's base, layers at once.

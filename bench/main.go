@@ -236,6 +236,12 @@ func median(s []sample) sample {
 	return s[len(s)/2]
 }
 
+// newGroup makes a control group of a name of its own.
+func (b *bench) newGroup() (*group, error) {
+	b.groups++
+	return newGroup(fmt.Sprintf("strakebench-%d-%d", os.Getpid(), b.groups))
+}
+
 // workspace makes a fresh store and context, and what comes before the clock
 // starts. The function returned takes all away.
 func (b *bench) workspace(ctx context.Context, c benchCase, t tool, i int, trace bool) (_ *workspace, _ func(), err error) {
@@ -263,8 +269,7 @@ func (b *bench) workspace(ctx context.Context, c benchCase, t tool, i int, trace
 			return nil, nil, err
 		}
 	}
-	b.groups++
-	if w.group, err = newGroup(fmt.Sprintf("strakebench-%d-%d", os.Getpid(), b.groups)); err != nil {
+	if w.group, err = b.newGroup(); err != nil {
 		return nil, nil, fmt.Errorf("control group: %w", err)
 	}
 	undo = append(undo, func() {
