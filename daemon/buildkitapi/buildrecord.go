@@ -43,7 +43,9 @@ func (j *job) beginRecord() {
 		j.s.o.Log.Warn("record of a build", "ref", j.ref, "error", err)
 		return
 	}
-	j.record = b
+	j.mu.Lock()
+	j.record = b // clients that know the job already may be building
+	j.mu.Unlock()
 	j.board.keep(b.Logs.Event)
 }
 

@@ -65,7 +65,6 @@ type job struct {
 	allow   map[string]bool
 	devices []string // entitlements to devices
 	board   *board
-	record  *builds.Build // nil if it can't be kept
 	guard   *leak.Guard
 	store   *Store
 
@@ -91,7 +90,8 @@ type job struct {
 	closers []func() error
 	users   int // who works with what closers give back: the build itself, and borrowers
 	runs    int
-	done    *result // what was built
+	record  *builds.Build // nil if it can't be kept
+	done    *result       // what was built
 
 	// A client that is the frontend itself sends its result here.
 	returned chan returned
@@ -346,11 +346,11 @@ func (j *job) run(refs []*reference) ([]builder.Result, error) {
 	}
 	j.mu.Lock()
 	j.runs++
-	scope := fmt.Sprintf("run%d/", j.runs)
+	scope, record := fmt.Sprintf("run%d/", j.runs), j.record
 	j.mu.Unlock()
 	request := j.builderRequest()
 	request.Build, request.Locals, request.Secret, request.Guard, request.SSH, request.Progress = build, locals, j.secret, j.guard, j.agent, j.board.event
-	request.Scope, request.Record = scope, j.record
+	request.Scope, request.Record = scope, record
 	results, err := j.store.Builder.Build(j.ctx, request)
 	var step *builder.StepError
 	if errors.As(err, &step) {
