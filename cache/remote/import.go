@@ -34,6 +34,8 @@ type Importer struct {
 	mu      sync.Mutex
 	down    bool
 	missing map[string]bool    // names that the cache said it does not have
+	found   map[string][]byte  // what it answered of others
+	room    int                // how many bytes more found may hold
 	lost    map[layers.ID]bool // layers whose blobs it does not have after all
 	given   map[layers.ID][]cache.Key
 	damaged map[cache.Key]bool // records with lost layers
@@ -43,6 +45,10 @@ const (
 	patience = 30 * time.Second
 	// asks is how many requests are under way at once.
 	asks = 16
+	// remembered is how many bytes of answers are kept for the build, which may
+	// want them again: a record is asked for ahead, for its memos and for its
+	// result.
+	remembered = 16 << 20
 )
 
 // NewImporter returns an importer that adds layers to a store. warn is called
@@ -50,7 +56,7 @@ const (
 func NewImporter(b Backend, store *snapshot.Store, warn func(error)) *Importer {
 	return &Importer{
 		backend: b, layers: store, warn: warn, Patience: patience, slots: make(chan struct{}, asks),
-		missing: map[string]bool{}, lost: map[layers.ID]bool{}, given: map[layers.ID][]cache.Key{}, damaged: map[cache.Key]bool{},
+		missing: map[string]bool{}, found: map[string][]byte{}, room: remembered, lost: map[layers.ID]bool{}, given: map[layers.ID][]cache.Key{}, damaged: map[cache.Key]bool{},
 	}
 }
 
@@ -199,15 +205,16 @@ func (im *Importer) record(ctx context.Context, name string, k cache.Key) (Recor
 	return r, err == nil
 }
 
-// get fetches an object. That there is none is remembered.
+// get fetches an object. The answer is remembered.
 func (im *Importer) get(ctx context.Context, name string) ([]byte, bool) {
-	im.mu.Lock()
-	skip := im.down || im.missing[name]
-	im.mu.Unlock()
-	if skip {
-		return nil, false
+	if data, err := im.known(name); !errors.Is(err, errUnknown) {
+		return data, err == nil
 	}
 	data, err := im.flights.Do(ctx, name, func(ctx context.Context) ([]byte, error) {
+		// Another flight may have ended since.
+		if data, err := im.known(name); !errors.Is(err, errUnknown) {
+			return data, err
+		}
 		select {
 		case im.slots <- struct{}{}:
 			defer func() { <-im.slots }()
@@ -216,19 +223,43 @@ func (im *Importer) get(ctx context.Context, name string) ([]byte, bool) {
 		}
 		ctx, cancel := context.WithTimeoutCause(ctx, im.Patience, fmt.Errorf("no answer for %s", im.Patience))
 		defer cancel()
-		return im.backend.Get(ctx, name)
+		data, err := im.backend.Get(ctx, name)
+		im.remember(name, data, err)
+		return data, err
 	})
-	switch {
-	case err == nil:
-		return data, true
-	case errors.Is(err, ErrNotFound):
-		im.mu.Lock()
-		im.missing[name] = true
-		im.mu.Unlock()
-	case ctx.Err() == nil:
+	if err != nil && !errors.Is(err, ErrNotFound) && ctx.Err() == nil {
 		im.fail(err)
 	}
-	return nil, false
+	return data, err == nil
+}
+
+var errUnknown = errors.New("not asked yet")
+
+// known returns what the cache has answered before: if it was not asked, or
+// its answer is not kept, the error is errUnknown.
+func (im *Importer) known(name string) ([]byte, error) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	if im.down || im.missing[name] {
+		return nil, ErrNotFound
+	}
+	if data, ok := im.found[name]; ok {
+		return data, nil
+	}
+	return nil, errUnknown
+}
+
+// remember keeps an answer, if there is room for it.
+func (im *Importer) remember(name string, data []byte, err error) {
+	im.mu.Lock()
+	defer im.mu.Unlock()
+	switch {
+	case errors.Is(err, ErrNotFound):
+		im.missing[name] = true
+	case err == nil && len(data) <= im.room:
+		im.room -= len(data)
+		im.found[name] = data
+	}
 }
 
 // fail gives the cache up for this build.

@@ -86,16 +86,17 @@ func FuzzRemoteRecord(f *testing.F) {
 	})
 }
 
-// silent is a cache that never answers, or answers with an error.
+// silent is a cache that never answers, or always the same.
 type silent struct {
 	err  error
+	data []byte
 	asks int
 }
 
 func (s *silent) Get(ctx context.Context, _ string) ([]byte, error) {
 	s.asks++
-	if s.err != nil {
-		return nil, s.err
+	if s.err != nil || s.data != nil {
+		return s.data, s.err
 	}
 	<-ctx.Done()
 	return nil, context.Cause(ctx)
@@ -138,7 +139,8 @@ func TestDegrade(t *testing.T) {
 	im.Record(ctx, "k")
 }
 
-// That a record is missing is asked once; that one was damaged is remembered.
+// That a record is missing is asked once, and so is what is there; that one was
+// damaged is remembered.
 func TestRemembers(t *testing.T) {
 	t.Parallel()
 	s := &silent{err: ErrNotFound}
@@ -152,6 +154,21 @@ func TestRemembers(t *testing.T) {
 	im.Distrust("k")
 	if !im.Damaged("k") {
 		t.Error("Distrust is forgotten")
+	}
+
+	memo, err := encode(Memo{"tree", "selector", digest.FromString("content")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s = &silent{data: memo}
+	im = NewImporter(s, nil, func(err error) { t.Error(err) })
+	for range 3 {
+		if d, ok := im.Memo(t.Context(), "tree", "selector"); !ok || d != digest.FromString("content") {
+			t.Errorf("the memo is %q, %v", d, ok)
+		}
+	}
+	if s.asks != 1 {
+		t.Errorf("asked %d times for what is there", s.asks)
 	}
 }
 
