@@ -238,6 +238,24 @@ func TestApply(t *testing.T) {
 		{"mkdir of what is there", "d 711 1:1 a", false, actions(&plan.Mkdir{Path: "/a", Mode: 0o700, Parents: true}), ``, ""},
 		{"mkdir over a file", "f 711 1:1 a x", false, actions(&plan.Mkdir{Path: "/a/b", Mode: 0o700, Parents: true}), "", "/a: not a directory"},
 		{"mkdir without a parent", "", false, actions(&plan.Mkdir{Path: "/a/b", Mode: 0o700}), "", "no directory /a"},
+		{"mkdir below a set-group-ID bit", "d 2711 1:9 a", false, actions(
+			&plan.Mkdir{Path: "/a/b/c", Mode: 0o700, Parents: true},
+			&plan.Mkdir{Path: "/a/own", Mode: 0o700, Owner: &plan.Owner{User: "3"}},
+			&plan.Mkfile{Path: "/a/f", Mode: 0o640},
+			&plan.Symlink{Path: "/a/l", Target: "/b"},
+		), `
+			d 2711 1:9 a
+			d 2700 0:9 a/b
+			d 2700 0:9 a/b/c
+			f 640 0:9 a/f = ""
+			l 0:9 a/l -> /b
+			d 2700 3:3 a/own`, ""},
+		{"copy below a set-group-ID bit", "d 2711 1:9 a", false, actions(dockerfile("/dir/a", "/a/new/f"), dockerfile("/dir/a", "/a/own/f", chown("3", "4"))), `
+			d 2711 1:9 a
+			d 2755 0:9 a/new
+			f 640 0:0 a/new/f < 1:dir/a
+			d 2755 3:4 a/own
+			f 640 3:4 a/own/f < 1:dir/a`, ""},
 		{"mkfile", "d 700 0:0 etc", false, actions(&plan.Mkfile{Path: "/etc/x", Mode: 0o640, Data: []byte("hi"), Owner: &plan.Owner{User: "1", Group: "2"}}), `
 			d 700 0:0 etc
 			f 640 1:2 etc/x = "hi"`, ""},

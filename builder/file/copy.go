@@ -101,7 +101,7 @@ func (k *copier) one(m match) error {
 	if err != nil {
 		return err
 	}
-	if err := t.mkdirAll(dir, k.newDirs()); err != nil {
+	if err := t.mkdirAll(dir, k.newDirs(), k.own != nil); err != nil {
 		return err
 	}
 	dst, err := t.resolve(k.c.Dest)
@@ -123,7 +123,7 @@ func (k *copier) one(m match) error {
 	if contents && there == nil {
 		parent = dst
 	}
-	if err := t.mkdirAll(parent, k.newDirs()); err != nil {
+	if err := t.mkdirAll(parent, k.newDirs(), k.own != nil); err != nil {
 		return err
 	}
 	links := map[linkID]*linked{}

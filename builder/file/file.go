@@ -129,13 +129,13 @@ func (a *applier) mkdir(m *plan.Mkdir) error {
 	}
 	attr := dirAttr(m.Mode&0o777, own)
 	if m.Parents {
-		return a.tree.mkdirAll(p, attr)
+		return a.tree.mkdirAll(p, attr, m.Owner != nil)
 	}
 	n, err := a.tree.lookup(p)
 	if err != nil || n != nil {
 		return err // one that is there is left alone, as BuildKit does
 	}
-	return a.create(p, attr)
+	return a.create(p, attr, m.Owner != nil)
 }
 
 func (a *applier) mkfile(m *plan.Mkfile) error {
@@ -157,7 +157,7 @@ func (a *applier) mkfile(m *plan.Mkfile) error {
 	return a.create(p, layers.Entry{
 		Type: layers.Regular, Mode: m.Mode & 0o777, UID: own.uid, GID: own.gid, Size: int64(len(m.Data)),
 		Data: m.Data, Inline: true, Digest: digest.FromBytes(m.Data), ModTime: layers.DefaultModTime,
-	})
+	}, m.Owner != nil)
 }
 
 func (a *applier) symlink(s *plan.Symlink) error {
@@ -176,11 +176,12 @@ func (a *applier) symlink(s *plan.Symlink) error {
 	if n != nil {
 		return fmt.Errorf("cannot make the symlink %s: it exists", abs(p))
 	}
-	return a.create(p, layers.Entry{Type: layers.Symlink, Mode: 0o777, UID: own.uid, GID: own.gid, Link: s.Target, ModTime: layers.DefaultModTime})
+	return a.create(p, layers.Entry{Type: layers.Symlink, Mode: 0o777, UID: own.uid, GID: own.gid, Link: s.Target, ModTime: layers.DefaultModTime}, s.Owner != nil)
 }
 
-// create puts an entry into a directory that must exist.
-func (a *applier) create(p string, e layers.Entry) error {
+// create puts an entry into a directory that must exist; owned: its owner is
+// given.
+func (a *applier) create(p string, e layers.Entry, owned bool) error {
 	dir, err := a.tree.lookup(path.Dir(p))
 	if err != nil {
 		return err
@@ -188,7 +189,7 @@ func (a *applier) create(p string, e layers.Entry) error {
 	if dir == nil {
 		return fmt.Errorf("%s: there is no directory %s", abs(p), abs(path.Dir(p)))
 	}
-	return a.tree.set(p, e)
+	return a.tree.set(p, inherit(dir.entry, e, owned))
 }
 
 func (a *applier) remove(r *plan.Remove) error {

@@ -212,12 +212,32 @@ func (o *overlay) remove(p string) {
 	*n = node{lower: n.lower, made: n.lower != 0}
 }
 
+// inherit returns a new entry of a directory with what Linux has it take from
+// one that has the set-group-ID bit (inode(7)): the bit, if it is a directory,
+// and the group, if its owner is not given.
+func inherit(dir, e layers.Entry, owned bool) layers.Entry {
+	if dir.Mode&setGID == 0 {
+		return e
+	}
+	if e.Type == layers.Dir {
+		e.Mode |= setGID
+	}
+	if !owned {
+		e.GID = dir.GID
+	}
+	return e
+}
+
+const setGID = 0o2000
+
 // mkdirAll makes a directory and its parents, with the attributes of attr,
-// where they are missing. p has no symlinks.
-func (o *overlay) mkdirAll(p string, attr layers.Entry) error {
+// where they are missing; owned: the owner is given, not the default one. p has
+// no symlinks.
+func (o *overlay) mkdirAll(p string, attr layers.Entry, owned bool) error {
 	if p == "." {
 		return nil
 	}
+	above := o.root.entry
 	for i := 0; i <= len(p); i++ {
 		if i < len(p) && p[i] != '/' {
 			continue
@@ -227,10 +247,13 @@ func (o *overlay) mkdirAll(p string, attr layers.Entry) error {
 			return err
 		}
 		if n == nil {
-			if err := o.set(p[:i], attr); err != nil {
+			above = inherit(above, attr, owned)
+			if err := o.set(p[:i], above); err != nil {
 				return err
 			}
-		} else if n.entry.Type != layers.Dir {
+			continue
+		}
+		if above = n.entry; above.Type != layers.Dir {
 			return fmt.Errorf("%s: not a directory", abs(p[:i]))
 		}
 	}

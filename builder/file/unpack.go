@@ -81,7 +81,7 @@ func (k *copier) unpack(m match) (bool, error) {
 	}
 	attr := k.newDirs()
 	attr.Mode = 0o755
-	if err := k.tree.mkdirAll(dst, attr); err != nil {
+	if err := k.tree.mkdirAll(dst, attr, k.own != nil); err != nil {
 		return false, err
 	}
 	f, err := k.in.tree().Open(k.ctx, m.entry.Path)
@@ -157,7 +157,7 @@ func (u *unpacker) entry(e layers.Entry) error {
 	if err != nil {
 		return err
 	}
-	if err := u.tree.mkdirAll(dir, dirAttr(0o755, ids{})); err != nil {
+	if err := u.tree.mkdirAll(dir, dirAttr(0o755, ids{}), true); err != nil {
 		return err
 	}
 	p := join(dir, path.Base(e.Path))

@@ -400,7 +400,7 @@ func (w *writer) run() {
 	if w.dice.in(2) {
 		w.add("USER root")
 	}
-	switch w.IntN(12) {
+	switch w.IntN(13) {
 	case 0:
 		w.add("RUN <<EOF\necho $A >/tmp/r1\nmkdir -p /tmp/x/y\nEOF")
 	case 1:
@@ -425,5 +425,7 @@ func (w *writer) run() {
 		w.add("RUN <<'EOF' cat >/here\n$A literal\nEOF")
 	case 11:
 		w.add("RUN mv /var /was; mkdir /var; echo x >/var/new")
+	case 12:
+		w.add("RUN mkdir -p /srv /x /opt; chgrp 77 /srv /x /opt /tmp /etc; chmod g+s / /srv /x /opt /tmp /etc")
 	}
 }
