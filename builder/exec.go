@@ -212,9 +212,6 @@ func (e *execution) prepare(ctx context.Context) error {
 	e.root = active
 	e.cleanup = append(e.cleanup, active.Discard)
 	e.process.Root = sandboxRoot(active.Mount)
-	for _, p := range []string{"/proc", "/sys", "/dev"} {
-		e.stub(p)
-	}
 
 	e.config = sandbox.Config{
 		Args:        op.Args,
@@ -315,7 +312,8 @@ func (e *execution) addFile(f sandbox.File) {
 }
 
 // stub notes that a path of the root may come to exist because something is
-// mounted there.
+// mounted there. /proc, /sys and /dev stay in the image, as with BuildKit:
+// whoever runs it needs them.
 func (e *execution) stub(target string) {
 	for p := path.Clean("/" + target)[1:]; p != "" && p != "."; p = path.Dir(p) {
 		e.stubs = append(e.stubs, p)
