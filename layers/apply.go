@@ -233,6 +233,9 @@ func (a *applier) entry(ctx context.Context, e *Entry, body io.Reader) error {
 		return nil
 	}
 	if e.Path == "." {
+		if e.Type != Dir {
+			return errors.New("the root is not a directory")
+		}
 		return a.describe(".", metaOf(e))
 	}
 	dir, base := splitPath(e.Path)

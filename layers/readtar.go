@@ -10,8 +10,9 @@ import (
 )
 
 // ReadTar yields the entries of a tar stream as they stand in it, whiteouts
-// told as such, names cleaned; names that leave the root are an error. The
-// content of the entry just yielded is read from body until the next one.
+// told as such, names cleaned; names that leave the root are an error. That the
+// root, ".", is a directory is not checked. The content of the entry just
+// yielded is read from body until the next one.
 //
 // An opaque mark is a Whiteout of its own, with Opaque set: what lower layers
 // have in the directory Path is removed, but not Path itself. Of extended
@@ -104,9 +105,6 @@ func entryOf(h *tar.Header) (e Entry, skip bool, err error) {
 		e.Type = Fifo
 	default:
 		return e, false, fmt.Errorf("unknown type %q", h.Typeflag)
-	}
-	if p == "." && e.Type != Dir {
-		return e, false, errors.New("the root is not a directory")
 	}
 	return e, false, check(&e)
 }

@@ -115,6 +115,10 @@ func TestUnpack(t *testing.T) {
 			d 755 0:0 to/etc
 			f 644 3:4 to/etc/f < archive`, ""},
 
+		{"the root as something else", "", nil, []tar.Header{{Typeflag: tar.TypeFifo, Name: "."}, {Typeflag: tar.TypeSymlink, Name: ".", Linkname: "/etc"}, file("a")}, `
+			d 755 0:0 to
+			f 644 3:4 to/a < archive`, ""},
+
 		{"names that leave", "", nil, []tar.Header{file("ok"), file("../../x")}, "", "x"},
 		{"hard link that leaves", "", nil, []tar.Header{link(tar.TypeLink, "a", "../../../etc/passwd")}, "", "passwd"},
 		{"hard link to nothing", "", nil, []tar.Header{link(tar.TypeLink, "a", "b")}, "", "not there"},
