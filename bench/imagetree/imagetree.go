@@ -17,7 +17,6 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/layout"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
 )
 
 // Image is what is compared.
@@ -81,25 +80,14 @@ func Read(img v1.Image) (*Image, error) {
 	delete(config, "created")
 	out.Config = config
 
-	r := mutate.Extract(img)
-	defer r.Close()
-	tr := tar.NewReader(r)
-	for {
-		h, err := tr.Next()
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
+	layers, err := img.Layers()
+	if err != nil {
+		return nil, err
+	}
+	for _, l := range layers {
+		if err := out.add(l); err != nil {
 			return nil, err
 		}
-		sum := sha256.New()
-		if _, err := io.Copy(sum, tr); err != nil {
-			return nil, err
-		}
-		name := path.Clean("/" + h.Name)
-		xattrs := slices.Sorted(maps.Keys(h.PAXRecords))
-		xattrs = slices.DeleteFunc(xattrs, func(s string) bool { return !strings.HasPrefix(s, "SCHILY.xattr.") })
-		out.Files[name] = fmt.Sprintf("%c %o %d:%d %d %q %d,%d %v %x", h.Typeflag, h.Mode, h.Uid, h.Gid, h.Size, h.Linkname, h.Devmajor, h.Devminor, xattrs, sum.Sum(nil)[:6])
 	}
 	// A directory whose entry is not in any layer is made like this.
 	for name := range maps.Clone(out.Files) {
@@ -111,6 +99,57 @@ func Read(img v1.Image) (*Image, error) {
 	}
 	delete(out.Files, "/")
 	return out, nil
+}
+
+// add puts a layer on top, as the image specification says (layer.md). That of
+// a library leaves opaque marks and names with colons out.
+func (i *Image) add(l v1.Layer) error {
+	r, err := l.Uncompressed()
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	own := map[string]bool{} // what this layer has
+	// remove takes away what lower layers have below a directory.
+	remove := func(dir string) {
+		for name := range i.Files {
+			if strings.HasPrefix(name, dir+"/") && !own[name] {
+				delete(i.Files, name)
+			}
+		}
+	}
+	for tr := tar.NewReader(r); ; {
+		h, err := tr.Next()
+		if err == io.EOF {
+			_, err = io.Copy(io.Discard, r) // with which checksums are checked
+			return err
+		}
+		if err != nil {
+			return err
+		}
+		name := path.Clean("/" + h.Name)
+		dir, base := path.Split(name)
+		if hidden, ok := strings.CutPrefix(base, ".wh."); ok {
+			if hidden == ".wh..opq" {
+				remove(strings.TrimSuffix(dir, "/"))
+			} else if name = dir + hidden; !own[name] {
+				delete(i.Files, name)
+				remove(name)
+			}
+			continue
+		}
+		sum := sha256.New()
+		if _, err := io.Copy(sum, tr); err != nil {
+			return err
+		}
+		xattrs := slices.Sorted(maps.Keys(h.PAXRecords))
+		xattrs = slices.DeleteFunc(xattrs, func(s string) bool { return !strings.HasPrefix(s, "SCHILY.xattr.") })
+		if h.Typeflag != tar.TypeDir && i.Files[name] != "" && i.Files[name][0] == tar.TypeDir {
+			remove(name)
+		}
+		i.Files[name] = fmt.Sprintf("%c %o %d:%d %d %q %d,%d %v %x", h.Typeflag, h.Mode, h.Uid, h.Gid, h.Size, h.Linkname, h.Devmajor, h.Devminor, xattrs, sum.Sum(nil)[:6])
+		own[name] = true
+	}
 }
 
 // Unlinked is an image like i whose hard links are files of their own.
