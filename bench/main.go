@@ -51,6 +51,7 @@ func run(ctx context.Context) error {
 	full := flag.Bool("full", false, "curves up to their largest sizes (100k files, 4 GiB, 1000 steps)")
 	tools := flag.String("tools", "strake,buildkit,buildah", "tools to run")
 	n := flag.Int("n", 3, "runs of each case and tool")
+	single := flag.String("single", "", "tools that run each case once only, by comma (buildah takes an hour otherwise)")
 	work := flag.String("work", "", "working directory (default: a new one that is removed)")
 	doc := flag.String("doc", "", "document whose tables are replaced, and beside which pictures are drawn")
 	check := flag.Bool("check", false, "compare the images that the tools made, once a case")
@@ -78,7 +79,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b := &bench{dir: dir, verbose: *verbose, check: *check, syncs: *syncs}
+	b := &bench{dir: dir, single: strings.Split(*single, ","), verbose: *verbose, check: *check, syncs: *syncs}
 	var stop func()
 	if b.registry, stop, err = distribution.Start(filepath.Join(dir, "registry")); err != nil {
 		return err
@@ -163,6 +164,7 @@ type bench struct {
 	dir                   string
 	registry              string // host:port
 	tools                 []tool
+	single                []string // names of tools that run once
 	verbose, check, syncs bool
 	groups                int // made so far
 	differ                int // cases in which images differ
@@ -193,6 +195,9 @@ func (b *bench) measure(ctx context.Context, c benchCase, n int) (r row, err err
 		for _, t := range b.tools {
 			if ctx.Err() != nil {
 				return r, context.Cause(ctx)
+			}
+			if i > 0 && slices.Contains(b.single, t.name()) {
+				continue
 			}
 			s, img, err := b.once(ctx, c, t, i, b.check && i == 0)
 			if err != nil {
