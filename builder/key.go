@@ -54,11 +54,11 @@ func (bd *build) key(ctx context.Context, v *vertex) (cache.Key, error) {
 			if err != nil {
 				return "", err
 			}
-			d, err := file.PathDigest(ctx, in, ".")
+			all, err := file.SelectPath(ctx, in, ".")
 			if err != nil {
 				return "", bd.stepError(v, err)
 			}
-			return hashKey("local", d.String()), nil
+			return hashKey("local", all.Digest.String()), nil
 		case *plan.HTTP, *plan.Git:
 			id, err := bd.remote(ctx, v)
 			if err != nil {
@@ -232,24 +232,27 @@ func (bd *build) digestNow(ctx context.Context, v *vertex, i int) (digest.Digest
 	return d, bd.stepError(v, err)
 }
 
-// selectionDigest is the digest of what op uses of input i.
-func selectionDigest(ctx context.Context, op plan.Op, i int, in file.Input) (digest.Digest, error) {
+// selected is what op uses of input i, and the digest of it.
+func selected(ctx context.Context, op plan.Op, i int, in file.Input) (digest.Digest, []file.Selection, error) {
 	switch op := op.(type) {
 	case *plan.File:
-		return file.Digest(ctx, op, i, in)
+		s, err := file.Select(ctx, op, i, in)
+		return s.Digest, []file.Selection{s}, err
 	case *plan.Exec:
 		var parts []string
+		var mounted []file.Selection
 		for _, m := range op.Mounts {
 			if m.Input != i {
 				continue
 			}
-			d, err := file.PathDigest(ctx, in, m.Source)
+			s, err := file.SelectPath(ctx, in, m.Source)
 			if err != nil {
-				return "", fmt.Errorf("mount %s: %w", m.Target, err)
+				return "", nil, fmt.Errorf("mount %s: %w", m.Target, err)
 			}
-			parts = append(parts, d.String())
+			parts = append(parts, s.Digest.String())
+			mounted = append(mounted, s)
 		}
-		return digest.NewDigestFromEncoded(digest.SHA256, string(hashKey(parts...))), nil
+		return digest.NewDigestFromEncoded(digest.SHA256, string(hashKey(parts...))), mounted, nil
 	}
-	return "", fmt.Errorf("%T selects no paths", op)
+	return "", nil, fmt.Errorf("%T selects no paths", op)
 }

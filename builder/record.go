@@ -8,7 +8,6 @@ import (
 	"github.com/opencontainers/go-digest"
 
 	"github.com/strake-build/strake/builder/file"
-	"github.com/strake-build/strake/plan"
 	"github.com/strake-build/strake/progress"
 	"github.com/strake-build/strake/state/builds"
 )
@@ -90,30 +89,18 @@ func (bd *build) steps() []builds.Step {
 // selection is the digest of what v uses of its input i, and keeps the list of
 // it, unless the last builds had the same.
 func (bd *build) selection(ctx context.Context, v *vertex, i int, in file.Input) (digest.Digest, error) {
-	d, err := selectionDigest(ctx, v.step.Op, i, in)
+	d, files, err := selected(ctx, v.step.Op, i, in)
 	if err != nil || bd.r.Record == nil || d == "" || bd.r.Record.HasFiles(d) {
 		return d, err
 	}
 	return d, bd.r.Record.KeepFiles(d, func(w *builds.FileWriter) error {
-		return listFiles(ctx, v.step.Op, i, in, func(f file.Listed) error {
-			return w.Add(builds.File{Path: f.Path, Type: string(rune(f.Type)), Mode: f.Mode, UID: f.UID, GID: f.GID, Sum: f.Sum})
-		})
-	})
-}
-
-// listFiles calls fn for everything that op takes from input i.
-func listFiles(ctx context.Context, op plan.Op, i int, in file.Input, fn func(file.Listed) error) error {
-	switch op := op.(type) {
-	case *plan.File:
-		return file.List(ctx, op, i, in, fn)
-	case *plan.Exec:
-		for _, m := range op.Mounts {
-			if m.Input == i {
-				if err := file.ListPath(ctx, in, m.Source, fn); err != nil {
-					return err
-				}
+		for _, s := range files {
+			if err := s.List(func(f file.Listed) error {
+				return w.Add(builds.File{Path: f.Path, Type: string(rune(f.Type)), Mode: f.Mode, UID: f.UID, GID: f.GID, Sum: f.Sum})
+			}); err != nil {
+				return err
 			}
 		}
-	}
-	return nil
+		return nil
+	})
 }

@@ -36,13 +36,13 @@ func BenchmarkCopy(b *testing.B) {
 	ctx := context.Background()
 	op := &plan.File{Actions: []plan.Action{dockerfile("/", "/src")}}
 	in := Input{Tree: d}
-	if _, err := Digest(ctx, op, 1, in); err != nil {
+	if _, err := Select(ctx, op, 1, in); err != nil {
 		b.Fatal(err)
 	}
-	b.Run("Digest", func(b *testing.B) {
+	b.Run("Select", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			if _, err := Digest(ctx, op, 1, in); err != nil {
+			if _, err := Select(ctx, op, 1, in); err != nil {
 				b.Fatal(err)
 			}
 		}

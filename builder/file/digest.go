@@ -12,11 +12,27 @@ import (
 	"github.com/strake-build/strake/plan"
 )
 
-// Digest is the digest of all that the Copy actions of op take from input i:
-// names, types, modes, links, attributes and contents, owners if the input is
-// Owned; never times. It is empty if op takes nothing from it. A source that is
+// Selection is what an op takes from one of its inputs.
+type Selection struct {
+	// Digest is the digest of names, types, modes, links, attributes and
+	// contents, and of owners if the input is Owned; never of times. It is
+	// empty if nothing is taken.
+	Digest digest.Digest
+
+	owned bool
+	parts []part
+}
+
+// part is what is taken from one match.
+type part struct {
+	items itemList
+	// contentsOnly: of a directory only what is in it is taken.
+	contentsOnly bool
+}
+
+// Select returns what the Copy actions of op take from input i. A source that is
 // missing is an error (ErrNotFound), as it is for Apply.
-func Digest(ctx context.Context, op *plan.File, i int, in Input) (digest.Digest, error) {
+func Select(ctx context.Context, op *plan.File, i int, in Input) (Selection, error) {
 	h := newHasher(in)
 	some := false
 	for n, action := range op.Actions {
@@ -28,43 +44,43 @@ func Digest(ctx context.Context, op *plan.File, i int, in Input) (digest.Digest,
 		h.number(uint64(n))
 		matches, err := find(ctx, in, c)
 		if err != nil {
-			return "", err
+			return Selection{}, err
 		}
 		h.number(uint64(len(matches)))
 		for _, m := range matches {
 			h.text(m.name)
-			// A directory whose contents are taken gives them only.
 			if err := h.match(ctx, c, m, c.ContentsOnly); err != nil {
-				return "", err
+				return Selection{}, err
 			}
 		}
 	}
 	if !some {
-		return "", nil
+		return Selection{}, nil
 	}
-	return h.digest(), nil
+	return h.selection(), nil
 }
 
-// PathDigest is likewise the digest of the file or tree at path of in, as a
-// bind mount shows it, symlinks in path followed inside the tree.
-func PathDigest(ctx context.Context, in Input, path string) (digest.Digest, error) {
+// SelectPath returns likewise the file or tree at path of in, as a bind mount
+// shows it, symlinks in path followed inside the tree.
+func SelectPath(ctx context.Context, in Input, path string) (Selection, error) {
 	matches, err := find(ctx, in, &plan.Copy{Source: path, FollowLinks: true})
 	if err != nil {
-		return "", err
+		return Selection{}, err
 	}
 	h := newHasher(in)
 	if err := h.match(ctx, &plan.Copy{}, matches[0], false); err != nil {
-		return "", err
+		return Selection{}, err
 	}
-	return h.digest(), nil
+	return h.selection(), nil
 }
 
 // hasher writes what is to be hashed in a form that can be read in one way
 // only: numbers have a fixed width, texts their length before them.
 type hasher struct {
-	in  Input
-	h   hash.Hash
-	buf []byte
+	in    Input
+	h     hash.Hash
+	buf   []byte
+	parts []part
 }
 
 func newHasher(in Input) *hasher {
@@ -88,9 +104,9 @@ func (h *hasher) flush() {
 	h.buf = h.buf[:0]
 }
 
-func (h *hasher) digest() digest.Digest {
+func (h *hasher) selection() Selection {
 	h.flush()
-	return digest.NewDigest(digest.SHA256, h.h)
+	return Selection{Digest: digest.NewDigest(digest.SHA256, h.h), owned: h.in.Owned, parts: h.parts}
 }
 
 // match hashes what c takes from a match.
@@ -119,6 +135,7 @@ func (h *hasher) match(ctx context.Context, c *plan.Copy, m match, contentsOnly 
 		}
 		h.item(it, link, contentsOnly)
 	}
+	h.parts = append(h.parts, part{items, contentsOnly})
 	return nil
 }
 

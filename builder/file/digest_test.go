@@ -3,6 +3,8 @@ package file
 import (
 	"context"
 	"errors"
+	"fmt"
+	"strings"
 	"testing"
 
 	"github.com/opencontainers/go-digest"
@@ -20,11 +22,11 @@ const digestSrc = `
 
 func digestOf(t *testing.T, src string, owned bool, actions ...plan.Action) digest.Digest {
 	t.Helper()
-	d, err := Digest(context.Background(), &plan.File{Actions: actions}, 1, Input{Tree: newTree(t, src), Owned: owned})
+	s, err := Select(context.Background(), &plan.File{Actions: actions}, 1, Input{Tree: newTree(t, src), Owned: owned})
 	if err != nil {
 		t.Fatal(err)
 	}
-	return d
+	return s.Digest
 }
 
 func TestDigest(t *testing.T) {
@@ -63,7 +65,7 @@ func TestDigest(t *testing.T) {
 	if a, b := digestOf(t, "f 644 0:0 a x", false, dockerfile("/*", "/to/")), digestOf(t, "f 644 0:0 b x", false, dockerfile("/*", "/to/")); a == b {
 		t.Error("the name that a pattern matched does not count")
 	}
-	_, err := Digest(context.Background(), &plan.File{Actions: actions(dockerfile("/none", "/"))}, 1, Input{})
+	_, err := Select(context.Background(), &plan.File{Actions: actions(dockerfile("/none", "/"))}, 1, Input{})
 	if !errors.Is(err, ErrNotFound) {
 		t.Errorf("missing source: %v", err)
 	}
@@ -74,7 +76,7 @@ func TestDigestWithoutTimes(t *testing.T) {
 	t.Parallel()
 	src := newTree(t, digestSrc)
 	in := Input{Tree: src, Owned: true}
-	a, err := PathDigest(context.Background(), in, "/dir")
+	a, err := SelectPath(context.Background(), in, "/dir")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,21 +84,21 @@ func TestDigestWithoutTimes(t *testing.T) {
 	e.ModTime = layers.DefaultModTime
 	e.Digest = digest.FromBytes(e.Data)
 	src["dir/a"] = e
-	b, err := PathDigest(context.Background(), in, "dir/")
-	if err != nil || a != b {
-		t.Errorf("got %s and %s, %v", a, b, err)
+	b, err := SelectPath(context.Background(), in, "dir/")
+	if err != nil || a.Digest != b.Digest {
+		t.Errorf("got %s and %s, %v", a.Digest, b.Digest, err)
 	}
 }
 
-func TestPathDigest(t *testing.T) {
+func TestSelectPath(t *testing.T) {
 	t.Parallel()
 	of := func(src, path string) digest.Digest {
 		t.Helper()
-		d, err := PathDigest(context.Background(), Input{Tree: newTree(t, src)}, path)
+		s, err := SelectPath(context.Background(), Input{Tree: newTree(t, src)}, path)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return d
+		return s.Digest
 	}
 	ref := of(digestSrc, "dir")
 	if of(digestSrc+"l 0:0 link -> dir", "/link") != ref {
@@ -114,10 +116,10 @@ func TestPathDigest(t *testing.T) {
 	if of("f 644 0:0 a x", "a") == of("f 644 0:0 a y", "a") {
 		t.Error("the content of a file does not count")
 	}
-	if _, err := PathDigest(context.Background(), Input{}, "none"); !errors.Is(err, ErrNotFound) {
+	if _, err := SelectPath(context.Background(), Input{}, "none"); !errors.Is(err, ErrNotFound) {
 		t.Errorf("missing path: %v", err)
 	}
-	if _, err := PathDigest(context.Background(), Input{}, "."); err != nil {
+	if _, err := SelectPath(context.Background(), Input{}, "."); err != nil {
 		t.Errorf("empty tree: %v", err)
 	}
 }
@@ -128,5 +130,45 @@ func TestDigestGolden(t *testing.T) {
 	const want = "sha256:6f0c4f84ef0564a62c2e4a705d59a4375f2170f14cc939824607dba71b435ae4"
 	if got := digestOf(t, digestSrc, true, dockerfile("/d*", "/to")); got != want {
 		t.Errorf("got %s, want %s: keys of stored results change", got, want)
+	}
+}
+
+// TestList: a list tells of what is taken and nothing else, with owners where
+// they count.
+func TestList(t *testing.T) {
+	t.Parallel()
+	tree := newTree(t, digestSrc)
+	tree["."] = layers.Entry{Path: ".", Type: layers.Dir, Mode: 0o755}
+	list := func(s Selection, err error) string {
+		t.Helper()
+		var b strings.Builder
+		if err == nil {
+			err = s.List(func(l Listed) error {
+				fmt.Fprintf(&b, "%c %o %d:%d %s %s\n", l.Type, l.Mode, l.UID, l.GID, l.Path, l.Sum)
+				return nil
+			})
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b.String()
+	}
+	ctx := context.Background()
+	sum := func(s string) string { return digest.FromString(s).Encoded()[:16] }
+	op := &plan.File{Actions: actions(dockerfile("/dir", "/to"), dockerfile("/other", "/x"))}
+	for name, tt := range map[string]struct{ got, want string }{
+		"contents of a directory, and a file": {
+			list(Select(ctx, op, 1, Input{Tree: tree})),
+			"0 640 -1:-1 dir/a " + sum("aaa") + "\n2 777 -1:-1 dir/l " + sum("a") + "\n0 644 -1:-1 other " + sum("x") + "\n",
+		},
+		"a directory of an image": {
+			list(SelectPath(ctx, Input{Tree: tree, Owned: true}, "dir")),
+			"5 750 5:6 dir \n0 640 5:6 dir/a " + sum("aaa") + "\n2 777 5:6 dir/l " + sum("a") + "\n",
+		},
+		"nothing": {list(Select(ctx, op, 2, Input{Tree: tree})), ""},
+	} {
+		if tt.got != tt.want {
+			t.Errorf("%s: got\n%swant\n%s", name, tt.got, tt.want)
+		}
 	}
 }

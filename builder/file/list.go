@@ -1,17 +1,15 @@
 package file
 
 import (
-	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"strings"
 
 	"github.com/strake-build/strake/layers"
-	"github.com/strake-build/strake/plan"
 )
 
-// Listed is a file as Digest sees it: if two lists have the same files in the
-// same order, the digests are equal but for names that share a file.
+// Listed is a file as Selection.Digest sees it: if two lists have the same files
+// in the same order, the digests are equal but for names that share a file.
 type Listed struct {
 	Path     string // in the source
 	Type     layers.Type
@@ -22,51 +20,21 @@ type Listed struct {
 	Sum string
 }
 
-// List calls fn for everything that the Copy actions of op take from input i.
-func List(ctx context.Context, op *plan.File, i int, in Input, fn func(Listed) error) error {
-	for _, action := range op.Actions {
-		c, ok := action.(*plan.Copy)
-		if !ok || c.Input != i {
-			continue
-		}
-		matches, err := find(ctx, in, c)
-		if err != nil {
-			return err
-		}
-		for _, m := range matches {
-			if err := list(ctx, c, in, m, c.ContentsOnly, fn); err != nil {
+// List calls fn for everything that is taken.
+func (s Selection) List(fn func(Listed) error) error {
+	for _, p := range s.parts {
+		for it := range p.items.all {
+			e := it.entry
+			if p.contentsOnly && it.rel == "." && e.Type == layers.Dir {
+				continue
+			}
+			l := Listed{Path: e.Path, Type: e.Type, Mode: e.Mode, UID: -1, GID: -1, Sum: sumOf(e)}
+			if s.owned {
+				l.UID, l.GID = e.UID, e.GID
+			}
+			if err := fn(l); err != nil {
 				return err
 			}
-		}
-	}
-	return nil
-}
-
-// ListPath does so for the file or tree at path, which a bind mount shows.
-func ListPath(ctx context.Context, in Input, path string, fn func(Listed) error) error {
-	matches, err := find(ctx, in, &plan.Copy{Source: path, FollowLinks: true})
-	if err != nil {
-		return err
-	}
-	return list(ctx, &plan.Copy{}, in, matches[0], false, fn)
-}
-
-func list(ctx context.Context, c *plan.Copy, in Input, m match, contentsOnly bool, fn func(Listed) error) error {
-	items, err := digestItems(ctx, in, c, m)
-	if err != nil {
-		return err
-	}
-	for it := range items.all {
-		e := it.entry
-		if contentsOnly && it.rel == "." && e.Type == layers.Dir {
-			continue
-		}
-		l := Listed{Path: e.Path, Type: e.Type, Mode: e.Mode, UID: -1, GID: -1, Sum: sumOf(e)}
-		if in.Owned {
-			l.UID, l.GID = e.UID, e.GID
-		}
-		if err := fn(l); err != nil {
-			return err
 		}
 	}
 	return nil
