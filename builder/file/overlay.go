@@ -270,7 +270,8 @@ func (o *overlay) touch(p string) error {
 }
 
 // entries lists the layer, in the order and to the extent of layers.Walk: the
-// root is not in it.
+// root is not in it. The overlay is of no use afterwards: its memory becomes free
+// while the list grows.
 func (o *overlay) entries() []layers.Entry {
 	list := make([]layers.Entry, 0, o.root.size())
 	for _, name := range sortedKeys(o.root.children) {
@@ -311,6 +312,7 @@ func (o *overlay) collect(list *[]layers.Entry, n *node, p string) bool {
 				some = true
 			}
 		}
+		n.children = nil
 		if !some {
 			*list = (*list)[:at]
 		}
