@@ -251,23 +251,17 @@ func (a *applier) digests(entries []layers.Entry) error {
 // digestAll calls set with the digest of each of n files.
 func digestAll(ctx context.Context, tree Tree, n int, at func(int) string, set func(int, digest.Digest)) error {
 	if t, ok := tree.(interface {
-		Digests(context.Context, []string) error
-	}); ok {
+		Digests(context.Context, []string) ([]digest.Digest, error)
+	}); ok && n > 0 {
 		paths := make([]string, n)
 		for i := range paths {
 			paths[i] = at(i)
 		}
-		if err := t.Digests(ctx, paths); err != nil {
-			return err
-		}
-		for i, p := range paths {
-			d, err := tree.Digest(ctx, p)
-			if err != nil {
-				return err
-			}
+		digests, err := t.Digests(ctx, paths)
+		for i, d := range digests {
 			set(i, d)
 		}
-		return nil
+		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	workers := min(runtime.GOMAXPROCS(0), n)

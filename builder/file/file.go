@@ -26,8 +26,8 @@ import (
 //
 // A tree may also have these methods, which make big copies faster or more
 // exact: Preload(ctx, path) error reads the directories below path ahead;
-// Digests(ctx, paths) error hashes many files in parallel; HostPath(path)
-// (string, error) lets hard links be recognised.
+// Digests(ctx, paths) ([]digest.Digest, error) hashes many files in parallel;
+// HostPath(path) (string, error) lets hard links be recognised.
 type Tree interface {
 	Lookup(path string) (layers.Entry, error)
 	ReadDir(path string) ([]layers.Entry, error)

@@ -45,7 +45,7 @@ func BenchmarkUnchanged(b *testing.B) {
 		if err := d.Preload(ctx, "."); err != nil {
 			b.Fatal(err)
 		}
-		if err := d.Digests(ctx, paths); err != nil {
+		if _, err := d.Digests(ctx, paths); err != nil {
 			b.Fatal(err)
 		}
 		if err := x.Save(); err != nil {

@@ -46,6 +46,9 @@ type Dir struct {
 	slots   chan struct{}
 	filesys filesystems
 	opened  atomic.Int64
+	saving  sync.WaitGroup // of the index
+
+	oldKernel atomic.Bool // has no getxattrat
 
 	mu      sync.Mutex
 	hashing map[*node]chan struct{} // closed when it is over
@@ -99,7 +102,10 @@ func OpenDir(path string, o DirOptions) (*Dir, error) {
 }
 
 // Close frees what the Dir holds. Files that are open stay so.
-func (d *Dir) Close() error { return d.root.Close() }
+func (d *Dir) Close() error {
+	d.saving.Wait()
+	return d.root.Close()
+}
 
 // Path is the directory's absolute path on the host.
 func (d *Dir) Path() string { return d.path }
@@ -152,13 +158,14 @@ func (d *Dir) Preload(ctx context.Context, path string) error {
 }
 
 // Open opens the regular file at path. It, or reading to the end, fails with
-// ErrChanged if the file is no longer what Lookup saw.
+// ErrChanged if the file is no longer what Lookup saw: what was read is good when
+// io.EOF is there.
 func (d *Dir) Open(ctx context.Context, path string) (io.ReadCloser, error) {
 	n, err := d.regular(path)
 	if err != nil {
 		return nil, err
 	}
-	f, err := d.open(n, path)
+	f, err := d.open(path)
 	if err != nil {
 		return nil, err
 	}
@@ -177,27 +184,35 @@ func (d *Dir) Digest(ctx context.Context, path string) (digest.Digest, error) {
 	return n.sum(), nil
 }
 
-// Digests hashes the files at the paths given, in parallel, so that Digest has
-// them at hand.
-func (d *Dir) Digests(ctx context.Context, paths []string) error {
-	// Files whose digest is known cost no hand-over to another goroutine.
-	type todo struct {
-		n    *node
-		path string
-	}
-	var files []todo
-	for _, p := range paths {
-		n, err := d.regular(p)
-		if err != nil {
+// Digests returns the digests of the regular files at the paths given, which it
+// hashes in parallel. What the index learns of it is being saved when Digests
+// returns, whatever becomes of the build.
+func (d *Dir) Digests(ctx context.Context, paths []string) ([]digest.Digest, error) {
+	nodes := make([]*node, len(paths))
+	read := d.opened.Load()
+	err := parallel(ctx, d.o.Workers, len(paths), func(ctx context.Context, i int) (err error) {
+		if nodes[i], err = d.regular(paths[i]); err != nil {
 			return err
 		}
-		if !n.isHashed() {
-			files = append(files, todo{n, p})
-		}
-	}
-	return parallel(ctx, d.o.Workers, len(files), func(ctx context.Context, i int) error {
-		return d.ensureSum(ctx, files[i].n, files[i].path)
+		return d.ensureSum(ctx, nodes[i], paths[i])
 	})
+	if d.o.Index != nil && d.opened.Load() != read {
+		// An error is met again, and told, by who saves the index in the end.
+		d.saving.Go(func() { _ = d.o.Index.Save() })
+	}
+	if err != nil {
+		return nil, err
+	}
+	// One piece of memory for all.
+	var texts strings.Builder
+	texts.Grow(len(nodes) * sumSize)
+	digests := make([]digest.Digest, len(nodes))
+	for i, n := range nodes {
+		var b [sumSize]byte
+		texts.Write(n.appendSum(b[:0]))
+		digests[i] = digest.Digest(texts.String()[i*sumSize:])
+	}
+	return digests, nil
 }
 
 // HostPath is the path on the host of the regular file at path. It is for
@@ -255,8 +270,9 @@ func join(dir, name string) string {
 	return dir + "/" + name
 }
 
-// open opens a file that is still the one at hand.
-func (d *Dir) open(n *node, p string) (*file, error) {
+// open opens a file. Whether it is the one at hand, and regular, is known when it
+// was read.
+func (d *Dir) open(p string) (*file, error) {
 	fd, err := d.openBeneath(p, unix.O_RDONLY|unix.O_NONBLOCK)
 	switch {
 	case errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM):
@@ -266,12 +282,8 @@ func (d *Dir) open(n *node, p string) (*file, error) {
 	case err != nil:
 		return nil, &fs.PathError{Op: "open", Path: p, Err: err}
 	}
-	f := &file{fd}
-	if err := f.unchanged(n.id, p); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
 	d.opened.Add(1)
-	return f, nil
+	return &file{fd}, nil
 }
 
 // openBeneath opens a path without leaving the root and without following any
@@ -375,18 +387,17 @@ func (r *reader) Read(p []byte) (int, error) {
 		return 0, io.EOF
 	}
 	n, err := r.f.Read(p[:min(int64(len(p)), r.left)])
-	if err == io.EOF {
-		return 0, fmt.Errorf("%s: %w", r.path, ErrChanged)
-	}
-	if err != nil {
-		return n, &fs.PathError{Op: "read", Path: r.path, Err: err}
-	}
-	if r.left -= int64(n); r.left > 0 || n == 0 {
+	if r.left -= int64(n); err == nil && (r.left > 0 || n == 0) {
 		return n, nil
 	}
 	// One that grew has another size now.
-	if err := r.f.unchanged(r.id, r.path); err != nil {
-		return 0, err
+	switch changed := r.f.unchanged(r.id, r.path); {
+	case changed != nil:
+		return 0, changed
+	case err == io.EOF:
+		return 0, fmt.Errorf("%s: %w", r.path, ErrChanged)
+	case err != nil:
+		return 0, &fs.PathError{Op: "read", Path: r.path, Err: err}
 	}
 	return n, io.EOF
 }

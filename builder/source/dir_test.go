@@ -251,8 +251,10 @@ func TestChangedWhileRead(t *testing.T) {
 		"replaced": func(p string) error {
 			return errors.Join(os.WriteFile(p+"2", []byte("hello"), 0o644), os.Rename(p+"2", p))
 		},
-		"removed": os.Remove,
-		"symlink": func(p string) error { return errors.Join(os.Remove(p), os.Symlink("/etc/passwd", p)) },
+		"removed":   os.Remove,
+		"fifo":      func(p string) error { return errors.Join(os.Remove(p), unix.Mkfifo(p, 0o644)) },
+		"directory": func(p string) error { return errors.Join(os.Remove(p), os.Mkdir(p, 0o755)) },
+		"symlink":   func(p string) error { return errors.Join(os.Remove(p), os.Symlink("/etc/passwd", p)) },
 		"directory replaced by a symlink": func(p string) error {
 			dir := filepath.Dir(p)
 			return errors.Join(os.Rename(dir, dir+"2"), os.Symlink(dir+"2", dir))
@@ -270,8 +272,13 @@ func TestChangedWhileRead(t *testing.T) {
 			if err := change(filepath.Join(dir, "d/f")); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := d.Open(context.Background(), "d/f"); !errors.Is(err, ErrChanged) {
-				t.Errorf("open: %v", err)
+			r, err := d.Open(context.Background(), "d/f")
+			if err == nil {
+				_, err = io.ReadAll(r)
+				r.Close()
+			}
+			if !errors.Is(err, ErrChanged) {
+				t.Errorf("open and read: %v", err)
 			}
 			if _, err := d.Digest(context.Background(), "d/f"); !errors.Is(err, ErrChanged) {
 				t.Errorf("digest: %v", err)
@@ -326,18 +333,22 @@ func TestCapabilities(t *testing.T) {
 	if err := unix.Lsetxattr(filepath.Join(dir, "plain"), "user.x", []byte("y"), 0); err != nil {
 		t.Log("no user attributes:", err)
 	}
-	x := openIndex(t, t.TempDir())
-	for range 2 { // unknown to the index, and known
-		d := openDir(t, dir, DirOptions{Index: x})
-		e, err := d.Lookup("ping")
-		if err != nil || e.Xattrs[capabilityXattr] != value || len(e.Xattrs) != 1 {
-			t.Errorf("ping: %q, %v", e.Xattrs, err)
-		}
-		if e, err := d.Lookup("plain"); err != nil || len(e.Xattrs) != 0 {
-			t.Errorf("plain: %q, %v", e.Xattrs, err)
-		}
-		if err := d.Digests(context.Background(), []string{"ping", "plain"}); err != nil {
-			t.Fatal(err)
+	for _, oldKernel := range []bool{false, true} {
+		x := openIndex(t, t.TempDir())
+		for range 2 { // unknown to the index, and known
+			d := openDir(t, dir, DirOptions{Index: x})
+			d.oldKernel.Store(oldKernel)
+			e, err := d.Lookup("ping")
+			if err != nil || e.Xattrs[capabilityXattr] != value || len(e.Xattrs) != 1 {
+				t.Errorf("ping: %q, %v", e.Xattrs, err)
+			}
+			if e, err := d.Lookup("plain"); err != nil || len(e.Xattrs) != 0 {
+				t.Errorf("plain: %q, %v", e.Xattrs, err)
+			}
+			got, err := d.Digests(context.Background(), []string{"plain", "ping"})
+			if want := []digest.Digest{digest.FromString("y"), digest.FromString("x")}; err != nil || !slices.Equal(got, want) {
+				t.Errorf("digests %q, %v", got, err)
+			}
 		}
 	}
 }
@@ -377,14 +388,14 @@ func TestDigestsFail(t *testing.T) {
 	write(t, dir, map[string]string{"a": "x", "b/": ""})
 	d := openDir(t, dir, DirOptions{})
 	for _, p := range []string{"none", "b"} {
-		if err := d.Digests(context.Background(), []string{"a", p}); err == nil {
+		if _, err := d.Digests(context.Background(), []string{"a", p}); err == nil {
 			t.Errorf("%s: no error", p)
 		}
 	}
 	why := errors.New("enough")
 	ctx, cancel := context.WithCancelCause(context.Background())
 	cancel(why)
-	if err := d.Digests(ctx, []string{"a"}); !errors.Is(err, why) {
+	if _, err := d.Digests(ctx, []string{"a"}); !errors.Is(err, why) {
 		t.Errorf("cancelled: %v", err)
 	}
 	if err := d.Preload(ctx, "."); !errors.Is(err, why) {

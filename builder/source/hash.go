@@ -62,30 +62,38 @@ func (d *Dir) hash(ctx context.Context, n *node, path string) (sum [32]byte, err
 		return sha256.Sum256(nil), nil
 	}
 	begun := time.Now()
-	f, err := d.open(n, path)
+	f, err := d.open(path)
 	if err != nil {
 		return sum, err
 	}
 	defer f.Close()
 	buf := hashBuffers.Get().(*[256 << 10]byte)
 	defer hashBuffers.Put(buf)
-	h := sha256.New()
-	r := &reader{ctx: ctx, f: f, path: path, id: n.id, left: n.id.size}
-	for {
-		k, err := r.Read(buf[:])
-		h.Write(buf[:k])
-		if err == io.EOF {
-			break
-		}
-		if err != nil {
-			return sum, fmt.Errorf("read %w", err)
-		}
+	r := reader{ctx: ctx, f: f, path: path, id: n.id, left: n.id.size}
+	if sum, err = r.sum(buf[:]); err != nil {
+		return sum, fmt.Errorf("read %w", err)
 	}
-	h.Sum(sum[:0])
 	if d.o.Index != nil && d.filesys.settled(f.fd, n.id, begun) {
 		d.o.Index.learn(record{identity: n.id, sum: sum, capability: n.rare != nil && n.rare.capability != ""})
 	}
 	return sum, nil
+}
+
+// sum is the digest of what there is to read.
+func (r *reader) sum(buf []byte) (sum [32]byte, err error) {
+	k, err := r.Read(buf)
+	if err == io.EOF { // most files are small
+		return sha256.Sum256(buf[:k]), nil
+	}
+	h := sha256.New()
+	for ; err == nil; k, err = r.Read(buf) {
+		h.Write(buf[:k])
+	}
+	if err != io.EOF {
+		return sum, err
+	}
+	h.Write(buf[:k])
+	return [32]byte(h.Sum(nil)), nil
 }
 
 // filesystems knows how exact the clocks of file systems are, by device.

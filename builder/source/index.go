@@ -119,13 +119,15 @@ func (n inode) before(m inode) bool { return n.dev < m.dev || n.dev == m.dev && 
 // not trusted (git's racy rule). It may be used by many goroutines, and its
 // directory by many processes.
 type Index struct {
-	dir  string
-	now  func() time.Time
-	base []byte // mapped records
+	dir string
+	now func() time.Time
+
+	saving sync.Mutex // held while files are written
 
 	mu      sync.RWMutex
-	log     map[inode]record // what index.log said
-	learned map[inode]record // not saved yet
+	base    []byte            // mapped records
+	log     map[inode]*record // of index.log; they replace those of base
+	learned []*record         // not saved yet, and not found
 }
 
 // OpenIndex opens the index kept in dir, or an empty one if it is missing or
@@ -134,21 +136,27 @@ func OpenIndex(dir string) (*Index, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
-	x := &Index{dir: dir, now: time.Now, learned: map[inode]record{}}
-	x.base = mapBase(filepath.Join(dir, "index"))
-	x.log = readLog(filepath.Join(dir, "index.log"))
+	x := &Index{dir: dir, now: time.Now, base: mapBase(filepath.Join(dir, "index")), log: map[inode]*record{}}
+	x.found(readLog(filepath.Join(dir, "index.log")))
 	return x, nil
 }
 
 // Close frees what the index holds. Nobody uses it any more, nor a Dir that was
 // opened with it.
 func (x *Index) Close() error {
-	if x.base == nil {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return x.setBase(nil)
+}
+
+// setBase is called with the lock held.
+func (x *Index) setBase(base []byte) error {
+	old := x.base
+	x.base = base
+	if old == nil {
 		return nil
 	}
-	base := x.base
-	x.base = nil
-	return unix.Munmap(base)
+	return unix.Munmap(old)
 }
 
 // mapBase maps the file of sorted records, header included; nil if there are
@@ -187,8 +195,7 @@ func header(size int64) []byte {
 
 func validHeader(b []byte, size int64) bool { return bytes.Equal(b, header(size)) }
 
-func readLog(name string) map[inode]record {
-	log := map[inode]record{}
+func readLog(name string) (log []*record) {
 	f, err := os.Open(name)
 	if err != nil {
 		return log
@@ -200,7 +207,7 @@ func readLog(name string) map[inode]record {
 	}
 	for ; len(b) >= recordSize; b = b[recordSize:] {
 		if r, ok := readRecord(b); ok {
-			log[r.inode()] = r
+			log = append(log, &r)
 		}
 	}
 	return log
@@ -215,17 +222,8 @@ type place struct {
 
 // find looks a file up. The digest is that of its content as long as the file
 // has this identity.
-func (x *Index) find(id identity, near *place) (r record, ok bool) {
-	key := id.inode()
-	x.mu.RLock()
-	r, ok = x.learned[key]
-	if !ok {
-		r, ok = x.log[key]
-	}
-	x.mu.RUnlock()
-	if !ok {
-		r, ok = search(x.records(), key, &near.at)
-	}
+func (x *Index) find(id identity, near *place) (record, bool) {
+	r, ok := x.look(id.inode(), near)
 	if !ok || r.identity != id {
 		return record{}, false
 	}
@@ -233,21 +231,27 @@ func (x *Index) find(id identity, near *place) (r record, ok bool) {
 		near.today = x.today()
 	}
 	if r.used+noteUseAfter < near.today {
-		r.used = near.today
-		x.mu.Lock()
-		x.learned[key] = r
-		x.mu.Unlock()
+		x.learn(r)
 	}
 	return r, true
 }
 
+func (x *Index) look(key inode, near *place) (record, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	if r := x.log[key]; r != nil {
+		return *r, true
+	}
+	return search(x.records(), key, &near.at)
+}
+
 func (x *Index) today() uint32 { return uint32(x.now().Unix() / day) }
 
-// learn notes a digest until Save.
+// learn notes a digest, or that it was of use, until Save.
 func (x *Index) learn(r record) {
 	r.used = x.today()
 	x.mu.Lock()
-	x.learned[r.inode()] = r
+	x.learned = append(x.learned, &r)
 	x.mu.Unlock()
 }
 
@@ -304,31 +308,52 @@ func search(recs []byte, key inode, near *int) (r record, ok bool) {
 }
 
 // Save writes what was learned, merged with what other processes saved. It is
-// not synced: what a crash loses is hashed again.
+// not synced: what a crash loses is hashed again. From then on it is found.
+// Meanwhile the index may be used.
 func (x *Index) Save() error {
+	x.saving.Lock()
+	defer x.saving.Unlock()
 	x.mu.Lock()
-	defer x.mu.Unlock()
-	if len(x.learned) == 0 {
+	news := x.learned
+	x.learned = nil
+	x.mu.Unlock()
+	if len(news) == 0 {
 		return nil
 	}
+	err := x.write(news)
+	if err != nil {
+		x.mu.Lock()
+		x.learned = append(news, x.learned...)
+		x.mu.Unlock()
+	}
+	return err
+}
+
+// write adds records to the files.
+func (x *Index) write(news []*record) error {
 	unlock, err := x.lock()
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if err := x.appendLog(); err != nil {
-		if !errors.Is(err, errLogFull) {
-			return err
-		}
-		if err := x.merge(); err != nil {
-			return err
-		}
+	err = x.appendLog(news)
+	if errors.Is(err, errLogFull) {
+		return x.merge(news)
 	}
-	for k, r := range x.learned {
-		x.log[k] = r
+	if err == nil {
+		x.mu.Lock()
+		x.found(news)
+		x.mu.Unlock()
 	}
-	clear(x.learned)
-	return nil
+	return err
+}
+
+// found makes records of the log be found, a later one of a file instead of an
+// earlier one. The lock is held.
+func (x *Index) found(records []*record) {
+	for _, r := range records {
+		x.log[r.inode()] = r
+	}
 }
 
 func (x *Index) lock() (unlock func(), err error) {
@@ -351,7 +376,7 @@ func (x *Index) lock() (unlock func(), err error) {
 
 var errLogFull = errors.New("log is full")
 
-func (x *Index) appendLog() (err error) {
+func (x *Index) appendLog(news []*record) (err error) {
 	f, err := state.OpenFile(filepath.Join(x.dir, "index.log"), os.O_RDWR)
 	if err != nil {
 		return err
@@ -361,11 +386,11 @@ func (x *Index) appendLog() (err error) {
 	if err != nil {
 		return err
 	}
-	if size/recordSize+int64(len(x.learned)) > maxLog {
+	if size/recordSize+int64(len(news)) > maxLog {
 		return errLogFull
 	}
-	b := make([]byte, 0, len(x.learned)*recordSize)
-	for _, r := range x.learned {
+	b := make([]byte, 0, len(news)*recordSize)
+	for _, r := range news {
 		b = r.append(b)
 	}
 	// A record that a killed process left half-written is written over.
@@ -373,25 +398,21 @@ func (x *Index) appendLog() (err error) {
 	return err
 }
 
-// merge makes a new base of the base, the log and what was learned. Memory
-// grows with what is new, not with the base.
-func (x *Index) merge() (err error) {
+// merge makes a new base of the base, the log and news. Memory grows with what
+// is new, not with the base.
+func (x *Index) merge(news []*record) (err error) {
 	name := filepath.Join(x.dir, "index")
 	logName := filepath.Join(x.dir, "index.log")
 	if err := x.removeTemps(); err != nil {
 		return err
 	}
-	byInode := readLog(logName)
-	for k, r := range x.learned {
-		byInode[k] = r
-	}
-	news := make([]record, 0, len(byInode))
-	for _, r := range byInode {
-		news = append(news, r)
-	}
-	slices.SortFunc(news, func(a, b record) int {
-		return cmp.Or(cmp.Compare(a.dev, b.dev), cmp.Compare(a.ino, b.ino))
+	news = append(readLog(logName), news...)
+	slices.SortFunc(news, func(a, b *record) int {
+		// The newest of a file first. Where the clock was set back that is
+		// another one, and the file is hashed once more.
+		return cmp.Or(cmp.Compare(a.dev, b.dev), cmp.Compare(a.ino, b.ino), cmp.Compare(b.ctime, a.ctime), cmp.Compare(b.used, a.used))
 	})
+	news = slices.CompactFunc(news, func(a, b *record) bool { return a.inode() == b.inode() })
 
 	var old []byte
 	if base := mapBase(name); base != nil {
@@ -414,21 +435,21 @@ func (x *Index) merge() (err error) {
 			if !ok {
 				continue
 			}
-			if _, newer := byInode[r.inode()]; newer {
-				continue
-			}
 			for len(rest) > 0 && rest[0].inode().before(r.inode()) {
-				if !yield(rest[0]) {
+				if !yield(*rest[0]) {
 					return
 				}
 				rest = rest[1:]
+			}
+			if len(rest) > 0 && rest[0].inode() == r.inode() {
+				continue
 			}
 			if !yield(r) {
 				return
 			}
 		}
 		for _, r := range rest {
-			if !yield(r) {
+			if !yield(*r) {
 				return
 			}
 		}
@@ -439,7 +460,19 @@ func (x *Index) merge() (err error) {
 	if err := os.Remove(logName); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	return nil
+	return x.renew(name)
+}
+
+// renew takes the base just written.
+func (x *Index) renew(name string) error {
+	base := mapBase(name)
+	if base == nil {
+		return nil // unreadable or replaced at once: the next process sees
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	clear(x.log)
+	return x.setBase(base)
 }
 
 // removeTemps removes what killed processes left; nobody else writes while the

@@ -119,6 +119,87 @@ func TestIndexManyWriters(t *testing.T) {
 	has(t, openIndex(t, dir), writers*each, all)
 }
 
+// TestIndexInUse looks files up and learns more of them while it is saved, as
+// the builds of a daemon do.
+func TestIndexInUse(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	x := openIndex(t, dir)
+	const builds, each = 4, 2 * maxLog
+	var wg sync.WaitGroup
+	for b := range builds {
+		wg.Go(func() {
+			for i := b * each; i < (b+1)*each; i++ {
+				x.learn(rec(i))
+				if i%(maxLog/2) > 0 {
+					continue
+				}
+				if err := x.Save(); err != nil {
+					t.Error(err)
+				}
+				if got, ok := x.find(rec(i).identity, new(place)); !ok || got.sum != rec(i).sum {
+					t.Errorf("file %d: saved, but not found", i)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if err := x.Save(); err != nil {
+		t.Fatal(err)
+	}
+	has(t, x, builds*each, all)
+	has(t, openIndex(t, dir), builds*each, all)
+	if n := len(x.log); n > maxLog {
+		t.Errorf("%d records are in memory", n)
+	}
+}
+
+// TestIndexNotSaved: what can't be written is written the next time.
+func TestIndexNotSaved(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "index")
+	x := openIndex(t, dir)
+	x.learn(rec(1))
+	if err := os.Remove(dir); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Save(); err == nil {
+		t.Fatal("saved to a directory that is not there")
+	}
+	x.learn(rec(2))
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := x.Save(); err != nil {
+		t.Fatal(err)
+	}
+	has(t, openIndex(t, dir), 4, func(i int) bool { return i == 1 || i == 2 })
+}
+
+// TestIndexSavedBefore: what a build hashed is saved, however it ends.
+func TestIndexSavedBefore(t *testing.T) {
+	t.Parallel()
+	dir, store := t.TempDir(), t.TempDir()
+	write(t, dir, map[string]string{"a": "1", "b": "2"})
+	age(t, dir)
+	time.Sleep(30 * time.Millisecond)
+	for _, want := range []int64{2, 0} {
+		d, err := OpenDir(dir, DirOptions{Index: openIndex(t, store)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := d.Digests(context.Background(), []string{"a", "b"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got := d.FilesRead(); got != want {
+			t.Errorf("%d files were read, want %d", got, want)
+		}
+	}
+}
+
 func TestIndexDamaged(t *testing.T) {
 	t.Parallel()
 	fill := func(t *testing.T) string {
@@ -260,7 +341,7 @@ func TestIndexSpares(t *testing.T) {
 		t.Helper()
 		x := openIndex(t, store)
 		d := openDir(t, dir, DirOptions{Index: x})
-		if err := d.Digests(context.Background(), []string{"a", "b/c", "b/d"}); err != nil {
+		if _, err := d.Digests(context.Background(), []string{"a", "b/c", "b/d"}); err != nil {
 			t.Fatal(err)
 		}
 		if err := x.Save(); err != nil {

@@ -2,7 +2,6 @@ package source
 
 import (
 	"context"
-	"fmt"
 
 	"github.com/strake-build/strake/layers"
 )
@@ -46,14 +45,13 @@ func Staged(ctx context.Context, dir string) (_ []layers.Entry, err error) {
 	if err := visit("."); err != nil {
 		return nil, err
 	}
-	if err := d.Digests(ctx, paths); err != nil {
+	digests, err := d.Digests(ctx, paths)
+	if err != nil {
 		return nil, err
 	}
 	for i := range all {
 		if e := &all[i]; e.Type == layers.Regular {
-			if e.Digest, err = d.Digest(ctx, e.Path); err != nil {
-				return nil, fmt.Errorf("hash %w", err)
-			}
+			e.Digest, digests = digests[0], digests[1:]
 		}
 	}
 	return all, nil

@@ -383,7 +383,7 @@ func (d *Dir) remember(fd int, n *node, near *place) {
 		n.setDigest(known.sum)
 	}
 	if n.id.size > 0 && (!ok || known.capability) {
-		if c := capability(fd, n.name); c != "" {
+		if c := d.capability(fd, n.name); c != "" {
 			n.rare = &rare{capability: c}
 		}
 	}
@@ -430,14 +430,39 @@ func readlink(fd int, name string) (string, error) {
 
 const capabilityXattr = "security.capability"
 
-// capability reads the attribute of a file in the directory fd. There is no
-// lgetxattrat; the link in /proc stands for the directory itself and can't be
-// redirected.
-func capability(fd int, name string) string {
+// capability reads the attribute of a file in the directory fd. The name has a 0
+// behind it.
+func (d *Dir) capability(fd int, name string) string {
 	var b [64]byte
+	if !d.oldKernel.Load() {
+		n, err := getxattrat(fd, name, capabilityXattr+"\x00", b[:])
+		switch err {
+		case 0:
+			return string(b[:n])
+		case unix.ENOSYS, unix.EPERM: // so do sandboxes refuse what they don't know
+			d.oldKernel.Store(true)
+		default:
+			return ""
+		}
+	}
+	// The link in /proc stands for the directory itself and can't be redirected.
 	n, err := unix.Lgetxattr("/proc/self/fd/"+strconv.Itoa(fd)+"/"+name, capabilityXattr, b[:])
 	if err == nil {
 		return string(b[:n])
 	}
 	return ""
+}
+
+// getxattrat is the system call of Linux 6.13, for a file that may be a symlink
+// itself. Names end in 0.
+func getxattrat(fd int, name, attribute string, value []byte) (int, unix.Errno) {
+	args := struct {
+		value *byte
+		_     [8 - unsafe.Sizeof(uintptr(0))]byte
+		size  uint32
+		flags uint32
+	}{value: unsafe.SliceData(value), size: uint32(len(value))}
+	n, _, errno := unix.Syscall6(unix.SYS_GETXATTRAT, uintptr(fd), uintptr(unsafe.Pointer(unsafe.StringData(name))),
+		unix.AT_SYMLINK_NOFOLLOW, uintptr(unsafe.Pointer(unsafe.StringData(attribute))), uintptr(unsafe.Pointer(&args)), unsafe.Sizeof(args))
+	return int(n), errno
 }
