@@ -19,11 +19,12 @@ import (
 // and steps. Processes are started in it, so it counts them from the first
 // instruction on. Both hierarchies are known, since machines have either.
 type group struct {
-	name        string   // below the root of each hierarchy
-	memory, cpu string   // directories that are read
-	join        []string // all directories
-	unified     bool     // cgroup v2
-	home        int      // v2: file descriptor of the directory to start in
+	name        string      // below the root of each hierarchy
+	memory, cpu string      // directories that are read
+	join        []string    // all directories
+	unified     bool        // cgroup v2
+	home        int         // v2: file descriptor of the directory to start in
+	starts      chan func() // v1: what it is sent runs on a thread that is in the group
 }
 
 const cgroupRoot = "/sys/fs/cgroup"
@@ -56,7 +57,32 @@ func newGroup(name string) (*group, error) {
 		}
 		g.join = append(g.join, dir)
 	}
+	if err := g.enter(); err != nil {
+		return nil, errors.Join(err, g.close())
+	}
 	return g, nil
+}
+
+// enter has a thread of this process move into the group, to start commands
+// there, until the group is closed. To move one takes the kernel up to 15 ms,
+// which is no part of what a tool needs.
+func (g *group) enter() error {
+	g.starts = make(chan func())
+	joined := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and so the thread ends with this goroutine
+		for _, dir := range g.join {
+			if err := os.WriteFile(filepath.Join(dir, "tasks"), []byte(strconv.Itoa(unix.Gettid())), 0); err != nil {
+				joined <- err
+				return
+			}
+		}
+		joined <- nil
+		for start := range g.starts {
+			start()
+		}
+	}()
+	return <-joined
 }
 
 // steps is the group that a builder is told to put its steps below.
@@ -73,19 +99,8 @@ func (g *group) start(cmd *exec.Cmd) error {
 		cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: g.home}
 		return cmd.Start()
 	}
-	// The thread that clones is moved, and so the child begins in the group.
-	// The thread is not used again: it ends with its goroutine.
 	done := make(chan error)
-	go func() {
-		runtime.LockOSThread()
-		for _, dir := range g.join {
-			if err := os.WriteFile(filepath.Join(dir, "tasks"), []byte(strconv.Itoa(unix.Gettid())), 0); err != nil {
-				done <- err
-				return
-			}
-		}
-		done <- cmd.Start()
-	}()
+	g.starts <- func() { done <- cmd.Start() }
 	return <-done
 }
 
@@ -151,6 +166,9 @@ func (g *group) close() error {
 	if g.home >= 0 {
 		unix.Close(g.home)
 	}
+	if g.starts != nil {
+		close(g.starts)
+	}
 	var err error
 	for range 100 {
 		err = nil
@@ -183,7 +201,7 @@ func removeGroup(dir string) error {
 	}
 	procs, _ := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 	for pid := range strings.FieldsSeq(string(procs)) {
-		if n, err := strconv.Atoi(pid); err == nil {
+		if n, err := strconv.Atoi(pid); err == nil && n != os.Getpid() { // whose thread is about to end
 			_ = syscall.Kill(n, syscall.SIGKILL)
 		}
 	}
