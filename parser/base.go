@@ -76,6 +76,7 @@ type base struct {
 // resolve looks the bases of all stages up that the final one needs. Triggers
 // of images may ask for more of them.
 func (t *target) resolve(ctx context.Context) error {
+	t.lookAhead(t.reached())
 	for {
 		reached := t.reached()
 		var todo []*stage

@@ -123,6 +123,11 @@ type Options struct {
 	// file was changed. A nil step stands for a context that is a directory of
 	// the user. nil, or a nil time: there is none.
 	EpochOf func(ctx context.Context, step *plan.Step) (*time.Time, error)
+	// Ahead is told which paths of the main context, a directory, are sure to be
+	// copied if the build comes to that, before base images are looked up: so
+	// they can be read meanwhile. Paths may be left out. It may be called once for
+	// each platform, from several goroutines; nil: nobody wants to know.
+	Ahead func(paths []string)
 	// Resolve looks a base image up. It may be called from several
 	// goroutines, once for each reference and platform. ref is normalised, or
 	// "oci-layout://<layout>:<tag>" or "oci-layout://<layout>@<digest>" for

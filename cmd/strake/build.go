@@ -274,6 +274,9 @@ func runBuild(ctx context.Context, o buildOptions, contextArg string, e *env) (e
 	if question != nil {
 		return question.answer(ctx, in.name, in.dockerfile, popts, display, e)
 	}
+	var stopReading func()
+	popts.Ahead, stopReading = in.readAhead(ctx)
+	defer stopReading()
 	file, err := parser.Parse(in.name, in.dockerfile)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/strake-build/strake/builder"
@@ -244,6 +245,23 @@ func readIgnore(name string, open func(string) (*os.File, error)) ([]string, err
 		return nil, fmt.Errorf("%s: %w", name, err)
 	}
 	return patterns, nil
+}
+
+// readAhead returns what begins to read paths of the main context: planning may
+// have to wait for registries. What that fails with, the build will, too. stop
+// ends it; the context is not closed before.
+func (in *inputs) readAhead(ctx context.Context) (read func(paths []string), stop func()) {
+	dir := in.locals["context"].Dir
+	ctx, cancel := context.WithCancel(ctx)
+	var reading sync.WaitGroup
+	read = func(paths []string) {
+		reading.Go(func() {
+			for i := 0; i < len(paths) && ctx.Err() == nil; i++ {
+				_ = dir.Preload(ctx, path.Join(".", path.Join("/", paths[i])))
+			}
+		})
+	}
+	return read, func() { cancel(); reading.Wait() }
 }
 
 // addContext opens a directory under the name that the plan knows it by.
