@@ -123,7 +123,7 @@ var meant = []struct {
 	{regexp.MustCompile(`(?s)^buildkit refused.*--parents.*": not found`), "BuildKit does not find the root, nor paths with slashes too many, beside other sources of COPY --parents"},
 	{regexp.MustCompile(`(?s)^buildkit refused.*lstat /.*: no such file or directory`), "BuildKit's client does not send a directory in which a pattern matches nothing, and its daemon misses it"},
 	{regexp.MustCompile(`(?s)^buildkit refused.*failed to calculate checksum of.*: too many links`), "BuildKit has no digest of a directory with a link that leads in a circle, where a pattern leaves something out"},
-	{regexp.MustCompile(`(?s)^buildkit refused.*ERROR: chtimes /.*: no such file or directory`), "BuildKit sets the times of a directory of an archive that a later entry has replaced"},
+	{regexp.MustCompile(`(?s)^buildkit refused.*ERROR: chtimes /.*: (no such file or directory|not a directory)`), "BuildKit sets the times of a directory of an archive that a later entry has replaced"},
 	{regexp.MustCompile(`(?s)^strake refused.*owner "4294967295"`), "a user or group 4294967295 is none: chown leaves the owner as it is"},
 	{regexp.MustCompile(`(?s)^strake refused.*COPY.*--parents.*: not found`), "BuildKit does not look for the sources of COPY --parents in a stage that has nothing in it"},
 }
