@@ -42,15 +42,11 @@ func (c *cutter) next(p []byte) (n int, cut bool) {
 	end := min(len(p), maxSegment-c.n)
 	skip := min(max(0, minSegment-window-c.n), end)
 	fill := min(max(skip, minSegment-c.n), end) // up to here the hash only fills
-	h := c.hash
-	for _, b := range p[skip:fill] {
-		h = h<<1 + gear[b]
-	}
-	for i, b := range p[fill:end] {
-		if h = h<<1 + gear[b]; h < 1<<(64-cutBits) {
-			*c = cutter{}
-			return fill + i + 1, true
-		}
+	h := roll(c.hash, p[skip:fill])
+	at, h := search(h, p[fill:end])
+	if at >= 0 {
+		*c = cutter{}
+		return fill + at + 1, true
 	}
 	if c.n+end == maxSegment {
 		*c = cutter{}
@@ -59,6 +55,57 @@ func (c *cutter) next(p []byte) (n int, cut bool) {
 	c.n += end
 	c.hash = h
 	return end, false
+}
+
+// roll is the hash after the bytes of p. Before the last 64 it may have been any.
+func roll(h uint64, p []byte) uint64 {
+	for _, b := range p {
+		h = h<<1 + gear[b]
+	}
+	return h
+}
+
+// limit is what the hash is below where there is a cut.
+const limit = 1 << (64 - cutBits)
+
+// search returns where in p the first cut is, -1 if there is none, and the hash
+// after p. Both halves are searched at the same time: a processor waits for the
+// hash before each step, and does another step meanwhile.
+func search(h uint64, p []byte) (at int, after uint64) {
+	half := len(p) / 2
+	if half < window {
+		return searchPlain(h, p)
+	}
+	first, second := p[:half], p[half:2*half]
+	h2 := roll(0, first[half-window:])
+	for i, b := range first {
+		h = h<<1 + gear[b]
+		h2 = h2<<1 + gear[second[i]]
+		switch {
+		case h < limit:
+			return i, 0
+		case h2 < limit:
+			// Unless the first half has one yet.
+			if at, _ := searchPlain(h, first[i+1:]); at >= 0 {
+				return i + 1 + at, 0
+			}
+			return half + i, 0
+		}
+	}
+	at, after = searchPlain(h2, p[2*half:]) // a byte, if p has an odd number of them
+	if at >= 0 {
+		at += 2 * half
+	}
+	return at, after
+}
+
+func searchPlain(h uint64, p []byte) (at int, after uint64) {
+	for i, b := range p {
+		if h = h<<1 + gear[b]; h < limit {
+			return i, 0
+		}
+	}
+	return -1, h
 }
 
 // Cut calls fn for each segment of a stream. Segments end where the content

@@ -369,6 +369,68 @@ func TestCut(t *testing.T) {
 	}
 }
 
+// plainCuts are the cuts as they are defined, looked for byte by byte.
+func plainCuts(data []byte) (sizes []int) {
+	n, h := 0, uint64(0)
+	for _, b := range data {
+		n++
+		h = h<<1 + gear[b]
+		if n > minSegment && h < limit || n == maxSegment {
+			sizes = append(sizes, n)
+			n = 0
+		}
+	}
+	if n > 0 {
+		sizes = append(sizes, n)
+	}
+	return sizes
+}
+
+// search finds what searchPlain finds, wherever cuts are.
+func TestSearch(t *testing.T) {
+	t.Parallel()
+	rnd := rand.New(rand.NewPCG(30, 1))
+	random := func(n int) []byte {
+		b := make([]byte, n)
+		for i := range b {
+			b[i] = byte(rnd.Uint32())
+		}
+		return b
+	}
+	// What has a cut at its end, and nowhere else.
+	var mark []byte
+	for mark == nil {
+		b := random(1 << 20)
+		if at, _ := searchPlain(0, b[window:]); at >= window {
+			mark = b[at+1 : window+at+1]
+		}
+	}
+	found := map[bool]int{}
+	for range 20000 {
+		p := random(rnd.IntN(8 * window))
+		for range rnd.IntN(4) {
+			if room := len(p) - window; room >= 0 {
+				copy(p[rnd.IntN(room+1):], mark)
+			}
+		}
+		h := rnd.Uint64()
+		if rnd.IntN(4) == 0 { // the mark begins before p
+			n := rnd.IntN(window)
+			h = roll(h, mark[:n])
+			copy(p, mark[n:])
+		}
+		at, after := search(h, p)
+		wantAt, wantAfter := searchPlain(h, p)
+		if at != wantAt || after != wantAfter {
+			t.Fatalf("%d bytes: got %d and %x, want %d and %x", len(p), at, after, wantAt, wantAfter)
+		}
+		found[at >= 0]++
+	}
+	if found[true] < 1000 || found[false] < 1000 {
+		t.Errorf("%d with cuts and %d without", found[true], found[false])
+	}
+}
+
 func FuzzRoundTrip(f *testing.F) {
 	f.Add([]byte("hello"), 3, byte(1))
 	f.Add([]byte{}, 1, byte(0))
@@ -407,6 +469,9 @@ func FuzzCut(f *testing.F) {
 		}
 		if total != len(data) {
 			t.Errorf("segments have %d bytes of %d", total, len(data))
+		}
+		if want := plainCuts(data); fmt.Sprint(whole) != fmt.Sprint(want) {
+			t.Errorf("got %v, want %v", whole, want)
 		}
 		rnd := rand.New(rand.NewPCG(seed, 1))
 		if got := cuts(data, func() int { return 1 + rnd.IntN(1<<rnd.IntN(20)) }); fmt.Sprint(got) != fmt.Sprint(whole) {
