@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/hex"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
@@ -91,15 +92,14 @@ func TestCacheDamage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if err := os.WriteFile(file, damage(bytes.Clone(good)), 0o600); err != nil {
+			if err := os.WriteFile(file, damage(good), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			if got, _ := c.again().pack(t, data, Options{}); !bytes.Equal(got, want) {
 				t.Errorf("%s: other bytes", name)
 			}
-			again, err := os.ReadFile(file)
-			if err != nil || !bytes.Equal(again, good) {
-				t.Errorf("%s: the list or blob was not stored again", name)
+			if _, n := c.again().pack(t, data, Options{}); n != 0 {
+				t.Errorf("%s: %d segments were not kept again", name, n)
 			}
 		}
 	}
@@ -119,6 +119,68 @@ func TestCacheKeys(t *testing.T) {
 	}
 }
 
+// A key is that of one content and one form, in one store.
+func TestCacheKey(t *testing.T) {
+	t.Parallel()
+	c := openCache(t)
+	c.pack(t, sample(1<<20, 27), Options{})
+	again, other := c.again(), openCache(t)
+	for _, c := range []testCache{again, other} {
+		if err := c.load(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	seen := map[segmentKey]string{}
+	for _, content := range []string{"", "\x00", "\x00\x00", string(make([]byte, 16)), string(make([]byte, 32)), "a", "b", "ab"} {
+		for _, id := range []string{segmentID(Gzip, 5), segmentID(Gzip, 6), segmentID(Zstd, 5)} {
+			what := fmt.Sprintf("%q, %q", id, content)
+			k := c.key(nonce(id), []byte(content))
+			if old, ok := seen[k]; ok {
+				t.Errorf("%s has the key of %s", what, old)
+			}
+			seen[k] = what
+			if again.key(nonce(id), []byte(content)) != k {
+				t.Errorf("%s: another process has another key", what)
+			}
+			if other.key(nonce(id), []byte(content)) == k {
+				t.Errorf("%s has the same key in another store", what)
+			}
+		}
+	}
+}
+
+// Processes that begin the directory at the same time have secrets of their own.
+// Of the later ones all have the same, and what was kept under another is kept
+// again.
+func TestCacheSecrets(t *testing.T) {
+	t.Parallel()
+	a := openCache(t)
+	b := a.again()
+	for _, c := range []testCache{a, b} {
+		if err := c.load(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	contents := [][]byte{sample(1<<20, 28), sample(1<<20, 29)}
+	a.pack(t, contents[0], Options{})
+	b.pack(t, contents[1], Options{})
+	for i, want := range []int{1, 0} { // streams that are compressed again
+		c, made := a.again(), 0
+		for _, data := range contents {
+			got, n := c.pack(t, data, Options{})
+			if !bytes.Equal(got, pack(t, data, Options{})) {
+				t.Errorf("process %d: other bytes", i)
+			}
+			if n > 0 {
+				made++
+			}
+		}
+		if made != want {
+			t.Errorf("process %d compressed %d of 2 streams, want %d", i, made, want)
+		}
+	}
+}
+
 func TestCacheReuse(t *testing.T) {
 	t.Parallel()
 	data := sample(16<<20, 22)
@@ -126,7 +188,9 @@ func TestCacheReuse(t *testing.T) {
 	c.pack(t, data, Options{Level: 1})
 	copy(data[5<<20:], "changed")
 	c = c.again()
-	c.load()
+	if err := c.load(); err != nil {
+		t.Fatal(err)
+	}
 	want := pack(t, data, Options{Level: 1})
 	got, n := c.pack(t, data, Options{Level: 1})
 	if n < 1 || n > 3 {
@@ -169,7 +233,9 @@ func TestCacheOfNoBlob(t *testing.T) {
 	if err := os.Remove(only(t, c.blobs)); err != nil {
 		t.Fatal(err)
 	}
-	c.again().load()
+	if err := c.again().load(); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := os.Stat(list); !os.IsNotExist(err) {
 		t.Errorf("the list is still there (%v)", err)
 	}

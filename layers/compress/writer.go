@@ -1,7 +1,6 @@
 package compress
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"hash/crc32"
 	"io"
@@ -34,7 +33,7 @@ type Writer struct {
 	frame      frame
 	newEncoder func() (encoder, error)
 	cache      *SegmentCache
-	id         string // see segmentID
+	nonce      []byte // of keys in the cache
 
 	cut     cutter
 	seg     *segment      // being filled
@@ -52,15 +51,15 @@ type Writer struct {
 
 func newWriter(w io.Writer, f frame, newEncoder func() (encoder, error), workers int, cache *SegmentCache, id string) *Writer {
 	n := workers + 2 // one is being filled, one written
-	if cache != nil {
-		cache.load()
+	if cache != nil && cache.load() != nil {
+		cache = nil
 	}
 	z := &Writer{
 		w:          w,
 		frame:      f,
 		newEncoder: newEncoder,
 		cache:      cache,
-		id:         id,
+		nonce:      nonce(id),
 		free:       make(chan *segment, n),
 		jobs:       make(chan *segment, n),
 		order:      make(chan *segment, n),
@@ -186,10 +185,7 @@ func (z *Writer) work() {
 
 func (z *Writer) compress(enc *encoder, s *segment) (err error) {
 	if z.cache != nil {
-		h := sha256.New()
-		io.WriteString(h, z.id)
-		h.Write(s.raw)
-		h.Sum(s.key[:0])
+		s.key = z.cache.key(z.nonce, s.raw)
 		defer func() { s.sum = checksum(s.key, s.out) }()
 		var ok bool
 		if s.out, ok = z.cache.get(s.key, s.out[:0]); ok {
