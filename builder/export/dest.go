@@ -1,6 +1,7 @@
 package export
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/strake-build/strake/layers"
 	"github.com/strake-build/strake/layers/image"
 )
 
@@ -49,36 +51,68 @@ func finalPath(p string) (string, error) {
 	return filepath.Abs(p)
 }
 
+// begin begins the archive at the destination with layers, and reports whether it
+// has: it only does for a file that will be renamed.
+func (x *run) begin(ctx context.Context, ids []layers.ID) bool {
+	if !x.o.Tar || x.o.Dest == "-" {
+		return false
+	}
+	dest, replaced, err := destination(x.o.Dest)
+	if err != nil || !replaced {
+		return false
+	}
+	x.begun = image.NewEarly(ctx, ids, func() (*os.File, error) { return create(dest) })
+	return true
+}
+
+// destination returns where a file for dest goes, and whether it goes there by
+// renaming: a device or a named pipe is written to, not replaced.
+func destination(dest string) (_ string, replaced bool, err error) {
+	fi, err := os.Stat(dest)
+	switch {
+	case err != nil:
+		return dest, true, nil // what is wrong, if anything, is found when it is made
+	case fi.IsDir():
+		return "", false, fmt.Errorf("%s is a directory; the output is a file", dest)
+	case !fi.Mode().IsRegular():
+		return dest, false, nil
+	}
+	dest, err = filepath.EvalSymlinks(dest)
+	return dest, true, err
+}
+
+// create makes the temporary file that will be renamed to dest.
+func create(dest string) (*os.File, error) {
+	dir := filepath.Dir(dest)
+	if dir != "." {
+		if err := os.MkdirAll(dir, 0o755); err != nil {
+			return nil, err
+		}
+	}
+	return temp(dir, false)
+}
+
 // file writes the destination file, or stdout, by fn.
 func (x *run) file(fn func(w io.Writer) error) (err error) {
 	if x.o.Dest == "-" {
 		return fn(x.Stdout)
 	}
-	dest := x.o.Dest
-	if fi, err := os.Stat(dest); err == nil {
-		switch {
-		case fi.IsDir():
-			return fmt.Errorf("%s is a directory; the output is a file", dest)
-		case !fi.Mode().IsRegular():
-			// A device or a named pipe is written to, not replaced.
-			f, err := os.OpenFile(dest, os.O_WRONLY, 0)
-			if err != nil {
-				return err
-			}
-			return errors.Join(fn(f), f.Close())
-		}
-		if dest, err = filepath.EvalSymlinks(dest); err != nil {
-			return err
-		}
-	}
-	if dir := filepath.Dir(dest); dir != "." {
-		if err := os.MkdirAll(dir, 0o755); err != nil {
-			return err
-		}
-	}
-	f, err := temp(filepath.Dir(dest), false)
+	dest, replaced, err := destination(x.o.Dest)
 	if err != nil {
 		return err
+	}
+	if !replaced {
+		f, err := os.OpenFile(dest, os.O_WRONLY, 0)
+		if err != nil {
+			return err
+		}
+		return errors.Join(fn(f), f.Close())
+	}
+	f := x.begun.File()
+	if f == nil {
+		if f, err = create(dest); err != nil {
+			return err
+		}
 	}
 	defer func() {
 		if err != nil {

@@ -28,6 +28,7 @@ import (
 
 	"github.com/strake-build/strake/attest"
 	"github.com/strake-build/strake/layers"
+	"github.com/strake-build/strake/layers/blob"
 	"github.com/strake-build/strake/layers/image"
 	"github.com/strake-build/strake/layers/snapshot"
 	"github.com/strake-build/strake/plan"
@@ -114,6 +115,8 @@ type run struct {
 	id      string // of the vertex
 	// early is the push to the first name.
 	early *registry.Early
+	// begun is the archive to which layers are written early; nil: none.
+	begun *image.Early
 	// place renames a finished archive to its destination and closes it; nil
 	// for nothing special.
 	place func(f *os.File, dest string) error
@@ -261,7 +264,8 @@ func (x *run) image(ctx context.Context) (map[string]any, error) {
 			return nil, err
 		}
 		defer early.Close()
-		x.early, x.o.Pack.Follow = early, early.Send
+		x.early = early
+		x.o.Pack.Follow = func(_ layers.ID, f *blob.Follower) { early.Send(f) }
 	}
 	// What is said of an image is said of its manifest.
 	if push || x.attested() {
@@ -411,7 +415,15 @@ func (x *run) describe(r map[string]any, b *result) {
 }
 
 // archive writes an OCI or Docker archive, or an OCI layout.
-func (x *run) archive(ctx context.Context) (map[string]any, error) {
+func (x *run) archive(ctx context.Context) (_ map[string]any, err error) {
+	var ids []layers.ID
+	for _, img := range x.images {
+		ids = append(ids, img.Tree...)
+	}
+	if x.begin(ctx, ids) {
+		defer func() { err = errors.Join(err, x.begun.Close()) }()
+		x.o.Pack.Follow, x.o.Pack.Packed = x.begun.Follow, x.begun.Packed
+	}
 	made, err := x.pack(ctx)
 	if err != nil {
 		return nil, err
@@ -434,9 +446,9 @@ func (x *run) deliver(ctx context.Context, bundles []image.Bundle) error {
 	case x.o.Type == TypeOCI && !x.o.Tar:
 		return image.WriteLayout(ctx, x.o.Dest, bundles)
 	case x.o.Type == TypeOCI:
-		return x.archiveFile("oci", bundles, func(w io.Writer) error { return image.WriteOCI(ctx, w, bundles) })
+		return x.archiveFile("oci", bundles, func(w io.Writer) error { return x.begun.WriteOCI(ctx, w, bundles) })
 	case x.o.Tar:
-		return x.archiveFile("docker", bundles, func(w io.Writer) error { return image.WriteDocker(ctx, w, bundles) })
+		return x.archiveFile("docker", bundles, func(w io.Writer) error { return x.begun.WriteDocker(ctx, w, bundles) })
 	}
 	return dir(x.o.Dest, false, func(root string) error {
 		r, w := io.Pipe()
@@ -450,18 +462,33 @@ func (x *run) deliver(ctx context.Context, bundles []image.Bundle) error {
 // Save writes images of the store, under their names, as one archive: an output
 // of type oci or docker. They keep the manifests that they came with, if any.
 // For warn see image.Packer.Bundle.
-func (e *Exporter) Save(ctx context.Context, names []image.Name, src snapshot.Sources, o Output, warn func(text string)) error {
+func (e *Exporter) Save(ctx context.Context, names []image.Name, src snapshot.Sources, o Output, warn func(text string)) (err error) {
 	if err := o.check(1); err != nil {
 		return err
 	}
+	x := &run{Exporter: e, o: o}
+	var ids []layers.ID
+	for _, n := range names {
+		for _, img := range n.Images {
+			ids = append(ids, img.Tree...)
+		}
+	}
+	if x.begin(ctx, ids) {
+		defer func() { err = errors.Join(err, x.begun.Close()) }()
+	}
 	var bundles []image.Bundle
 	for _, n := range names {
+		if x.begun != nil {
+			n.Images = slices.Clone(n.Images)
+			for i := range n.Images {
+				n.Images[i].Pack.Follow, n.Images[i].Pack.Packed = x.begun.Follow, x.begun.Packed
+			}
+		}
 		b, err := e.Packer.Bundle(ctx, n, src, warn)
 		if err != nil {
 			return err
 		}
 		bundles = append(bundles, b)
 	}
-	x := &run{Exporter: e, o: o}
 	return x.deliver(ctx, bundles)
 }

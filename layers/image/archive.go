@@ -1,19 +1,14 @@
 package image
 
 import (
-	"archive/tar"
-	"bufio"
 	"bytes"
-	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"os"
-	"slices"
 	"strings"
-	"time"
 
 	"github.com/distribution/reference"
 	"github.com/opencontainers/go-digest"
@@ -47,20 +42,21 @@ const (
 
 // WriteOCI writes an OCI layout as a tar stream. Equal bundles give equal bytes.
 func WriteOCI(ctx context.Context, w io.Writer, bundles []Bundle) error {
-	files, err := layoutFiles(bundles)
-	if err != nil {
-		return err
-	}
-	return writeTar(ctx, w, files)
+	return (*Early)(nil).WriteOCI(ctx, w, bundles)
 }
 
 // WriteDocker writes what `docker save` writes, and `docker load`, podman and
 // skopeo read: an OCI layout with Docker's manifest.json and repositories beside
 // it. Bundles of an index can't be told so and are an error.
 func WriteDocker(ctx context.Context, w io.Writer, bundles []Bundle) error {
+	return (*Early)(nil).WriteDocker(ctx, w, bundles)
+}
+
+// dockerFiles returns the files of a Docker archive.
+func dockerFiles(bundles []Bundle) ([]file, error) {
 	files, err := layoutFiles(bundles)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	type entry struct {
 		Config   string
@@ -72,7 +68,7 @@ func WriteDocker(ctx context.Context, w io.Writer, bundles []Bundle) error {
 	repositories := map[string]map[string]string{}
 	for _, b := range bundles {
 		if manifest.IsIndex(b.Desc.MediaType) || len(b.Images) != 1 {
-			return errors.New("docker archives can't hold images for several platforms; use an OCI archive")
+			return nil, errors.New("docker archives can't hold images for several platforms; use an OCI archive")
 		}
 		img := b.Images[0]
 		i, ok := index[img.Config.Desc.Digest]
@@ -88,7 +84,7 @@ func WriteDocker(ctx context.Context, w io.Writer, bundles []Bundle) error {
 		for _, n := range b.Names {
 			named, err := reference.ParseNormalizedNamed(n)
 			if err != nil {
-				return fmt.Errorf("image name %q: %w", n, err)
+				return nil, fmt.Errorf("image name %q: %w", n, err)
 			}
 			tagged, ok := reference.TagNameOnly(named).(reference.NamedTagged)
 			if !ok {
@@ -105,14 +101,15 @@ func WriteDocker(ctx context.Context, w io.Writer, bundles []Bundle) error {
 			}
 		}
 	}
-	for name, v := range map[string]any{"manifest.json": entries, "repositories": repositories} {
-		data, err := json.Marshal(v)
-		if err != nil {
-			return err
-		}
-		files = append(files, memory(name, data))
+	rawEntries, err := json.Marshal(entries)
+	if err != nil {
+		return nil, err
 	}
-	return writeTar(ctx, w, files)
+	rawRepositories, err := json.Marshal(repositories)
+	if err != nil {
+		return nil, err
+	}
+	return append(files, memory("manifest.json", rawEntries), memory("repositories", rawRepositories)), nil
 }
 
 // file is a file of an archive or layout.
@@ -130,14 +127,17 @@ func memory(name string, data []byte) file {
 
 func blobPath(d digest.Digest) string { return "blobs/" + d.Algorithm().String() + "/" + d.Encoded() }
 
-// blobFiles returns the blobs of bundles, each once.
+func blobFile(r blob.Ref) file { return file{blobPath(r.Desc.Digest), r.Desc, r.Open} }
+
+// blobFiles returns the blobs of bundles, each once: the layers of all images as
+// their manifests have them, which are there first, and then the documents.
 func blobFiles(bundles []Bundle) ([]file, error) {
 	var files []file
 	seen := map[digest.Digest]bool{}
 	add := func(r blob.Ref) {
 		if !seen[r.Desc.Digest] {
 			seen[r.Desc.Digest] = true
-			files = append(files, file{blobPath(r.Desc.Digest), r.Desc, r.Open})
+			files = append(files, blobFile(r))
 		}
 	}
 	document := func(desc ocispec.Descriptor, raw []byte) error {
@@ -148,17 +148,21 @@ func blobFiles(bundles []Bundle) ([]file, error) {
 		return nil
 	}
 	for _, b := range bundles {
-		if err := document(b.Desc, b.Raw); err != nil {
-			return nil, err
-		}
 		for _, img := range b.Images {
-			if err := document(img.Desc, img.Manifest); err != nil {
-				return nil, err
-			}
-			add(img.Config)
 			for _, l := range img.Layers {
 				add(l)
 			}
+		}
+	}
+	for _, b := range bundles {
+		for _, img := range b.Images {
+			add(img.Config)
+			if err := document(img.Desc, img.Manifest); err != nil {
+				return nil, err
+			}
+		}
+		if err := document(b.Desc, b.Raw); err != nil {
+			return nil, err
 		}
 	}
 	return files, nil
@@ -219,40 +223,6 @@ func marshalLayoutIndex(entries []ocispec.Descriptor) ([]byte, error) {
 		MediaType: ocispec.MediaTypeImageIndex,
 		Manifests: entries,
 	})
-}
-
-// writeTar writes files and their directories, sorted by name, all of 1970.
-func writeTar(ctx context.Context, w io.Writer, files []file) error {
-	files = slices.Clone(files)
-	slices.SortFunc(files, func(a, b file) int { return cmp.Compare(a.name, b.name) })
-	buffered := bufio.NewWriterSize(w, 256<<10)
-	// Each header has a tar.Writer of its own, since contents go past it.
-	header := func(h *tar.Header) error { return tar.NewWriter(buffered).WriteHeader(h) }
-	dirs := map[string]bool{}
-	buffer := make([]byte, 256<<10)
-	for _, f := range files {
-		for i := range f.name {
-			if dir := f.name[:i+1]; strings.HasSuffix(dir, "/") && !dirs[dir] {
-				dirs[dir] = true
-				if err := header(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
-					return err
-				}
-			}
-		}
-		if err := header(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: 0o444, Size: f.desc.Size, ModTime: time.Unix(0, 0)}); err != nil {
-			return err
-		}
-		if err := f.copy(ctx, buffered, buffer); err != nil {
-			return fmt.Errorf("%s: %w", f.name, err)
-		}
-		if _, err := buffered.Write(make([]byte, -f.desc.Size&511)); err != nil {
-			return err
-		}
-	}
-	if err := tar.NewWriter(buffered).Close(); err != nil { // the end marks
-		return err
-	}
-	return buffered.Flush()
 }
 
 // copy writes the file's content to w, and fails if it is not what it should be.

@@ -18,6 +18,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"github.com/google/go-containerregistry/pkg/v1/validate"
@@ -86,8 +87,10 @@ func TestWriteOCI(t *testing.T) {
 		t.Error("written twice gives two archives")
 	}
 	list, files := untar(t, data)
-	if !slices.IsSorted(list) || list[0] != "blobs/" || !slices.Contains(list, "oci-layout") || slices.Contains(list, "manifest.json") {
-		t.Errorf("files: %q", list)
+	want := []string{"blobs/", "blobs/sha256/", blobPath(p.Layers[0].Desc.Digest), blobPath(p.Layers[1].Desc.Digest),
+		blobPath(p.Config.Desc.Digest), blobPath(p.Desc.Digest), "index.json", "oci-layout"}
+	if diff := cmp.Diff(want, list); diff != "" {
+		t.Errorf("files (-want +got):\n%s", diff)
 	}
 	var x ocispec.Index
 	if err := json.Unmarshal(files["index.json"], &x); err != nil {

@@ -10,5 +10,7 @@ package image
 //   - configurations, histories, manifests and indexes: their fields, order and
 //     form.
 //
+// The order of files in archives is not part of it: that is archiveFormat.
+//
 // TestCompatibility has digests of an image that hold for it.
 const Compatibility = 1

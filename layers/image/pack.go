@@ -68,7 +68,10 @@ type PackOptions struct {
 	// made, of a layer that was never pushed. It must close it and not wait
 	// for it. The blob may come to nothing. What can be read has been searched:
 	// nothing of a value that Guard knows is in it. nil: nobody reads.
-	Follow func(*blob.Follower) `json:"-"`
+	Follow func(layers.ID, *blob.Follower) `json:"-"`
+	// Packed is told of each layer of an image as soon as it is packed, in any
+	// order; nil: nobody is.
+	Packed func(layers.ID, blob.Ref) `json:"-"`
 }
 
 func (o PackOptions) algorithm() compress.Algorithm {
@@ -334,7 +337,7 @@ func (p *Packer) compress(ctx context.Context, l snapshot.Layer, o PackOptions, 
 	}
 	if o.Follow != nil && len(l.Origins) == 0 {
 		if f, err := w.Follow(); err == nil {
-			o.Follow(f)
+			o.Follow(l.ID, f)
 		}
 	}
 	gate := s.Gate(io.MultiWriter(h, c))
@@ -507,6 +510,9 @@ func (p *Packer) packAll(ctx context.Context, t layers.Tree, o PackOptions, src 
 	diffIDs := make([]digest.Digest, len(t))
 	err := p.each(ctx, t, func(ctx context.Context, i int) (err error) {
 		refs[i], diffIDs[i], err = p.Pack(ctx, t[i], o, src)
+		if err == nil && o.Packed != nil {
+			o.Packed(t[i], refs[i])
+		}
 		return err
 	})
 	return refs, diffIDs, err

@@ -330,7 +330,7 @@ func TestFollow(t *testing.T) {
 	s := newStore(t)
 	id := s.dir(t, regular("a", "content"))
 	followed := 0
-	o := PackOptions{Follow: func(f *blob.Follower) { followed++; f.Close() }}
+	o := PackOptions{Follow: func(_ layers.ID, f *blob.Follower) { followed++; f.Close() }}
 	pack := func(why string, want int) {
 		ref, _, err := s.packer.Pack(t.Context(), id, o, snapshot.Sources{})
 		if err == nil && why != "made" {

@@ -15,8 +15,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// archiveFormat changes whenever the same bundles give other archives.
-const archiveFormat = 1
+// archiveFormat changes whenever the same bundles give other archives, of which
+// TestArchiveFormat has digests.
+const archiveFormat = 2
 
 // ArchiveID identifies the bytes of an archive of bundles: those of WriteOCI
 // ("oci") or WriteDocker ("docker").
