@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"hash"
@@ -210,7 +211,9 @@ func checkEnd(r io.Reader, it *tarItem, h hash.Hash) error {
 }
 
 func checkDigest(want digest.Digest, h hash.Hash) error {
-	if got := digest.NewDigest(digest.SHA256, h); got != want {
+	var sum [sha256.Size]byte
+	var text [len("sha256:") + 2*sha256.Size]byte // no string, as there are many
+	if got := hex.AppendEncode(append(text[:0], "sha256:"...), h.Sum(sum[:0])); string(got) != string(want) {
 		return fmt.Errorf("content has digest %s, not %s", got, want)
 	}
 	return nil
