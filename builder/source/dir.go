@@ -50,8 +50,9 @@ type Dir struct {
 
 	oldKernel atomic.Bool // has no getxattrat
 
+	awaited atomic.Bool // somebody waits for a file that is being hashed
 	mu      sync.Mutex
-	hashing map[*node]chan struct{} // closed when it is over
+	over    chan struct{} // closed when any of them is not hashed any more
 }
 
 // DirOptions says what is in the tree.
@@ -91,7 +92,7 @@ func OpenDir(path string, o DirOptions) (*Dir, error) {
 	if o.Workers == 0 {
 		o.Workers = runtime.GOMAXPROCS(0)
 	}
-	d := &Dir{path: abs, root: root, o: o, slots: make(chan struct{}, o.Workers), hashing: map[*node]chan struct{}{}}
+	d := &Dir{path: abs, root: root, o: o, slots: make(chan struct{}, o.Workers)}
 	var sx unix.Statx_t
 	if err := statx(int(root.Fd()), emptyPath, unix.AT_EMPTY_PATH, &sx); err != nil {
 		root.Close()
@@ -272,18 +273,18 @@ func join(dir, name string) string {
 
 // open opens a file. Whether it is the one at hand, and regular, is known when it
 // was read.
-func (d *Dir) open(p string) (*file, error) {
+func (d *Dir) open(p string) (file, error) {
 	fd, err := d.openBeneath(p, unix.O_RDONLY|unix.O_NONBLOCK)
 	switch {
 	case errors.Is(err, unix.EACCES) || errors.Is(err, unix.EPERM):
-		return nil, fmt.Errorf("%s: permission denied; make the file readable, or leave it out by a line %q in .dockerignore", p, p)
+		return file{}, fmt.Errorf("%s: permission denied; make the file readable, or leave it out by a line %q in .dockerignore", p, p)
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR):
-		return nil, fmt.Errorf("%s: %w", p, ErrChanged)
+		return file{}, fmt.Errorf("%s: %w", p, ErrChanged)
 	case err != nil:
-		return nil, &fs.PathError{Op: "open", Path: p, Err: err}
+		return file{}, &fs.PathError{Op: "open", Path: p, Err: err}
 	}
 	d.opened.Add(1)
-	return &file{fd}, nil
+	return file{fd}, nil
 }
 
 // openBeneath opens a path without leaving the root and without following any
@@ -373,7 +374,7 @@ func (f *file) unchanged(want identity, p string) error {
 // it changed meanwhile.
 type reader struct {
 	ctx  context.Context
-	f    *file
+	f    file
 	path string
 	id   identity
 	left int64

@@ -11,7 +11,9 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -380,6 +382,41 @@ func TestManyAtOnce(t *testing.T) {
 	if n := d.FilesRead(); n != int64(len(files)) {
 		t.Errorf("%d files were read, want each once: %d", n, len(files))
 	}
+}
+
+// TestHashingTakenOver: who waits for a file that another one hashes goes on when
+// its own time is over, and hashes the file if the other one gives up.
+func TestHashingTakenOver(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	write(t, dir, map[string]string{"f": "hello"})
+	synctest.Test(t, func(t *testing.T) {
+		d := openDir(t, dir, DirOptions{})
+		n, err := d.find("f")
+		if err != nil {
+			t.Fatal(err)
+		}
+		n.state = beingRead
+		why := errors.New("enough")
+		ctx, cancel := context.WithCancelCause(t.Context())
+		var wg sync.WaitGroup
+		wg.Go(func() {
+			if _, err := d.Digest(ctx, "f"); !errors.Is(err, why) {
+				t.Errorf("cancelled: %v", err)
+			}
+		})
+		wg.Go(func() {
+			if got, err := d.Digest(t.Context(), "f"); err != nil || got != digest.FromString("hello") {
+				t.Errorf("taken over: %s, %v", got, err)
+			}
+		})
+		synctest.Wait()
+		cancel(why)
+		synctest.Wait()
+		atomic.StoreUint32(&n.state, unknown)
+		d.wake()
+		wg.Wait()
+	})
 }
 
 func TestDigestsFail(t *testing.T) {

@@ -17,26 +17,19 @@ import (
 // file however many want that; if it gives up another one takes over.
 func (d *Dir) ensureSum(ctx context.Context, n *node, path string) error {
 	for !n.isHashed() {
-		d.mu.Lock()
-		done, running := d.hashing[n]
-		if !running {
-			done = make(chan struct{})
-			d.hashing[n] = done
-		}
-		d.mu.Unlock()
-		if running {
-			select {
-			case <-done:
-			case <-ctx.Done():
-				return context.Cause(ctx)
+		if !atomic.CompareAndSwapUint32(&n.state, unknown, beingRead) {
+			if err := d.await(ctx, n); err != nil {
+				return err
 			}
 			continue
 		}
-		err := d.hashOnce(ctx, n, path)
-		d.mu.Lock()
-		delete(d.hashing, n)
-		d.mu.Unlock()
-		close(done)
+		sum, err := d.hash(ctx, n, path)
+		if err == nil {
+			n.setDigest(sum)
+		} else {
+			atomic.StoreUint32(&n.state, unknown)
+		}
+		d.wake()
 		if err != nil {
 			return err
 		}
@@ -44,15 +37,38 @@ func (d *Dir) ensureSum(ctx context.Context, n *node, path string) error {
 	return nil
 }
 
-func (d *Dir) hashOnce(ctx context.Context, n *node, path string) error {
-	if n.isHashed() {
+// await waits until a file that another goroutine reads may have been hashed.
+func (d *Dir) await(ctx context.Context, n *node) error {
+	d.mu.Lock()
+	if d.over == nil {
+		d.over = make(chan struct{})
+	}
+	over := d.over
+	d.awaited.Store(true)
+	d.mu.Unlock()
+	if atomic.LoadUint32(&n.state) != beingRead { // wake may have come before
 		return nil
 	}
-	sum, err := d.hash(ctx, n, path)
-	if err == nil {
-		n.setDigest(sum)
+	select {
+	case <-over:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
 	}
-	return err
+}
+
+// wake tells those who wait for any file that one is no longer read.
+func (d *Dir) wake() {
+	if !d.awaited.Load() { // hardly ever does anybody
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.over != nil {
+		close(d.over)
+	}
+	d.over = nil
+	d.awaited.Store(false)
 }
 
 var hashBuffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}

@@ -27,18 +27,25 @@ type node struct {
 	name   string
 	typ    layers.Type
 	mode   uint16
-	hashed uint32 // atomic; 1: digest is known
+	state  uint32 // of the digest; atomic
 	id     identity
 	digest [32]byte
 	rare   *rare    // what few files have
 	dir    *listing // of directories
 }
 
-func (n *node) isHashed() bool { return atomic.LoadUint32(&n.hashed) == 1 }
+// States of a file's digest.
+const (
+	unknown = iota
+	beingRead
+	hashed
+)
+
+func (n *node) isHashed() bool { return atomic.LoadUint32(&n.state) == hashed }
 
 func (n *node) setDigest(sum [32]byte) {
 	n.digest = sum
-	atomic.StoreUint32(&n.hashed, 1)
+	atomic.StoreUint32(&n.state, hashed)
 }
 
 // sum is the digest of a file that is hashed.
