@@ -144,14 +144,18 @@ func (k *copier) item(it *item, dst string, links map[linkID]*linked) error {
 	if it.rel != "." {
 		p = join(dst, it.rel)
 	}
-	there, err := k.tree.lookup(p)
+	n, err := k.tree.walk(p)
 	if err != nil {
 		return err
+	}
+	there := n
+	if n != nil && n.entry.Type == 0 {
+		there = nil
 	}
 	if it.entry.Type == layers.Dir {
 		switch {
 		case there == nil:
-			return k.tree.set(p, k.attributes(*it.entry))
+			return n.set(p, k.attributes(*it.entry))
 		case there.entry.Type != layers.Dir:
 			return fmt.Errorf("cannot copy to non-directory: %s (%s is a directory in the source)", abs(p), abs(it.entry.Path))
 		case it.rel == ".":
@@ -160,7 +164,7 @@ func (k *copier) item(it *item, dst string, links map[linkID]*linked) error {
 		case it.parent:
 			e := there.entry
 			e.Mode = it.entry.Mode
-			return k.tree.set(p, e)
+			return n.set(p, e)
 		}
 		e := k.attributes(*it.entry)
 		if len(there.entry.Xattrs) > 0 {
@@ -168,12 +172,12 @@ func (k *copier) item(it *item, dst string, links map[linkID]*linked) error {
 			maps.Copy(all, e.Xattrs)
 			e.Xattrs = all
 		}
-		return k.tree.set(p, e)
+		return n.set(p, e)
 	}
 	if there != nil && there.entry.Type == layers.Dir {
 		return fmt.Errorf("cannot replace to directory %s with file (%s)", abs(p), abs(it.entry.Path))
 	}
-	if err := k.tree.set(p, k.attributes(*it.entry)); err != nil {
+	if err := n.set(p, k.attributes(*it.entry)); err != nil {
 		return err
 	}
 	if it.link != (linkID{}) {
@@ -181,10 +185,6 @@ func (k *copier) item(it *item, dst string, links map[linkID]*linked) error {
 		if l == nil {
 			l = &linked{}
 			links[it.link] = l
-		}
-		n, err := k.tree.walk(p)
-		if err != nil {
-			return err
 		}
 		n.link = l
 	}

@@ -177,6 +177,15 @@ func (o *overlay) resolve(p string) (string, error) {
 // set puts an entry at p, whose parent is a directory, in place of what is
 // there. A directory over a directory keeps what is in it.
 func (o *overlay) set(p string, e layers.Entry) error {
+	n, err := o.walk(p)
+	if err != nil {
+		return err
+	}
+	return n.set(p, e)
+}
+
+// set is overlay.set for the node that walk found at p.
+func (n *node) set(p string, e layers.Entry) error {
 	if len(p) > maxPath {
 		return errLongPath(p)
 	}
@@ -186,10 +195,6 @@ func (o *overlay) set(p string, e layers.Entry) error {
 	}
 	if e.Type == layers.Char && e.Major == 0 && e.Minor == 0 {
 		return fmt.Errorf("%s: no image can hold the device 0:0; it is how overlay file systems tell what they remove", abs(p))
-	}
-	n, err := o.walk(p)
-	if err != nil {
-		return err
 	}
 	if n == nil {
 		return fmt.Errorf("%s: not a directory", abs(path.Dir(p)))
