@@ -104,11 +104,20 @@ func setup(e *testscript.Env) error {
 	e.Setenv("TERM", "dumb")
 	t, ok := e.T().(interface{ Errorf(string, ...any) })
 	e.Defer(func() {
-		for _, l := range leaks(e.WorkDir) {
+		found := leaks(e.WorkDir)
+		for _, l := range found {
 			if ok {
 				t.Errorf("left behind: %s", l)
 			} else {
 				e.T().Log("left behind: " + l)
+			}
+		}
+		if len(found) > 0 {
+			return // what is mounted there is not to be removed
+		}
+		for _, dir := range []string{home, e.WorkDir + ".store"} {
+			if err := os.RemoveAll(dir); err != nil {
+				e.T().Log(err)
 			}
 		}
 	})
