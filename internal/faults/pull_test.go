@@ -225,8 +225,8 @@ func pullFaults() []fault {
 							resets(w, rw, r)
 						})))
 					b.pulls(w, "")
-					if d.tokens < 2 {
-						b.Errorf("%d tokens were asked for", d.tokens)
+					if n := d.given(); n < 2 {
+						b.Errorf("%d tokens were asked for", n)
 					}
 				}})
 			}

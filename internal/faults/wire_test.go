@@ -277,6 +277,13 @@ func (d *door) expire() {
 	clear(d.good)
 }
 
+// given is how many tokens there were.
+func (d *door) given() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.tokens
+}
+
 func (d *door) ServeHTTP(rw http.ResponseWriter, r *http.Request) {
 	d.mu.Lock()
 	if r.URL.Path == "/token" {
