@@ -194,8 +194,9 @@ type target struct {
 	display  *expander
 	proxy    []string
 
-	lint     *linter.Linter
-	warnings []plan.Warning
+	lint      *linter.Linter
+	plainLint bool // nobody gave it options
+	warnings  []plan.Warning
 
 	stages []*stage          // of the file, in order
 	extern []*stage          // images that COPY --from and RUN --mount name
@@ -217,7 +218,7 @@ func newTarget(ctx context.Context, b *builder, p ocispec.Platform) (*target, er
 		return t, err
 	}
 	var err error
-	if t.syntax, err = b.file.read(t.lint); err != nil {
+	if t.syntax, err = t.read(); err != nil {
 		return t, err
 	}
 	t.expander = newExpander(t.syntax.escape, t.budget)
@@ -237,6 +238,17 @@ func newTarget(ctx context.Context, b *builder, p ocispec.Platform) (*target, er
 		return t, err
 	}
 	return t, t.resolve(ctx)
+}
+
+// read parses the file, unless that was done already.
+func (t *target) read() (*syntax, error) {
+	if t.plainLint {
+		if p := t.file.parsed.Swap(nil); p != nil {
+			t.warnings = append(t.warnings, p.warnings...)
+			return p.syntax, nil
+		}
+	}
+	return t.file.read(t.lint)
 }
 
 // plan makes the steps.

@@ -30,7 +30,7 @@ func (t *target) openLinter() error {
 	if err != nil {
 		return t.file.fault(loc, fmt.Errorf("check=%s: %w", shorten(text), err))
 	}
-	config.Warn = t.file.warn(&t.warnings)
+	config.Warn, t.plainLint = t.file.warn(&t.warnings), strings.TrimSpace(text) == ""
 	t.lint = linter.New(config)
 	return nil
 }

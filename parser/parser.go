@@ -15,6 +15,7 @@ package parser
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"github.com/moby/buildkit/frontend/dockerfile/linter"
@@ -30,6 +31,14 @@ type File struct {
 	source   *plan.SourceFile
 	stages   []string
 	warnings []plan.Warning // of a file that can't be parsed
+	// parsed is for the first target that is planned; nil once it has it.
+	parsed atomic.Pointer[parsed]
+}
+
+// parsed is what Parse has read, and what the linter, with no options, found.
+type parsed struct {
+	syntax   *syntax
+	warnings []plan.Warning
 }
 
 // Parse parses a build file. name is what messages call it. Errors are
@@ -46,6 +55,7 @@ func Parse(name string, data []byte) (*File, error) {
 	if err != nil {
 		return f, err
 	}
+	f.parsed.Store(&parsed{s, f.warnings})
 	f.warnings = nil
 	for _, stage := range s.stages {
 		f.stages = append(f.stages, stage.Name)

@@ -140,6 +140,39 @@ func TestPlanIsRepeatable(t *testing.T) {
 	}
 }
 
+// A file is parsed once for the first target and once for each more, and what
+// the linter says of its syntax is told by all, as its options have it.
+func TestParsedOnce(t *testing.T) {
+	t.Parallel()
+	plan := func(f *File, args map[string]string) (texts []string) {
+		t.Helper()
+		b, err := f.Plan(t.Context(), Options{BuildPlatform: amd64, Args: args, Resolve: resolver(nil)})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range b.Warnings {
+			texts = append(texts, w.Rule)
+		}
+		return texts
+	}
+	f := parse(t, "FROM alpine as a\nMAINTAINER me\nENV x=$x y=1\n")
+	want := []string{"FromAsCasing", "MaintainerDeprecated", "UndefinedVar"}
+	if d := cmp.Diff(want[1:], plan(f, map[string]string{"BUILDKIT_DOCKERFILE_CHECK": "skip=FromAsCasing"})); d != "" {
+		t.Errorf("with an option (-want +got):\n%s", d)
+	}
+	if f.parsed.Load() == nil {
+		t.Error("what was parsed was taken by a linter with options")
+	}
+	for range 2 {
+		if d := cmp.Diff(want, plan(f, nil)); d != "" {
+			t.Errorf("(-want +got):\n%s", d)
+		}
+		if f.parsed.Load() != nil {
+			t.Error("the file was parsed again")
+		}
+	}
+}
+
 func TestSharedSteps(t *testing.T) {
 	t.Parallel()
 	b, err := parse(t, "FROM --platform=$BUILDPLATFORM alpine AS tool\nRUN make\nFROM alpine\nCOPY --from=tool /a .\nCOPY . .\n").Plan(
