@@ -126,17 +126,18 @@ func (s signalError) Is(target error) bool { return target == context.Canceled }
 // withSignals returns a context that ends with the first SIGINT, SIGTERM or
 // SIGHUP. The second one ends the process, unless take is called first: then
 // signals go to the function given to it. Broken pipes are errors of the write
-// and no signals from now on.
-func withSignals(ctx context.Context) (_ context.Context, s *signals, stop func()) {
+// and no signals. That holds from when ready returns, which takes a moment, to the
+// end of the process.
+func withSignals(ctx context.Context) (_ context.Context, s *signals, ready func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	s = &signals{}
 	// Room for the signals of a whole job: none is lost while one is dealt
 	// with.
 	ch := make(chan os.Signal, 16)
-	signal.Notify(ch, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE)
-	done := make(chan struct{})
+	notified := make(chan struct{})
 	go func() {
-		defer close(done)
+		signal.Notify(ch, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGPIPE)
+		close(notified)
 		n := 0
 		for sig := range ch {
 			sig := sig.(syscall.Signal)
@@ -158,12 +159,7 @@ func withSignals(ctx context.Context) (_ context.Context, s *signals, stop func(
 			cancel(signalError{sig})
 		}
 	}()
-	return ctx, s, func() {
-		signal.Stop(ch)
-		close(ch)
-		<-done
-		cancel(nil)
-	}
+	return ctx, s, func() { <-notified }
 }
 
 // signals are the signals to this process.

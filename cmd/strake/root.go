@@ -12,11 +12,12 @@ import (
 	"github.com/spf13/pflag"
 )
 
-// run runs the command that args name and returns its exit code.
+// run runs the command that args name and returns its exit code, with which the
+// process ends.
 func run(args []string, e *env) int {
-	ctx, sig, stop := withSignals(context.Background())
-	defer stop()
+	ctx, sig, ready := withSignals(context.Background())
 	root := newRoot(e, sig)
+	ready()
 	root.SetArgs(args)
 	cmd, err := root.ExecuteContextC(ctx)
 	if err != nil && ctx.Err() != nil {
