@@ -14,8 +14,9 @@ import (
 // overlay is a base tree and what the actions of an op did to it so far. It
 // holds in memory only what was changed or looked at.
 type overlay struct {
-	base Tree
-	root *node
+	base  Tree
+	root  *node
+	nodes int // below root
 }
 
 // node is a path of an overlay.
@@ -77,6 +78,7 @@ func (o *overlay) child(dir *node, dirPath, name string) (*node, error) {
 		dir.children = map[string]*node{}
 	}
 	dir.children[name] = c
+	o.nodes++
 	return c, nil
 }
 
@@ -278,20 +280,11 @@ func (o *overlay) touch(p string) error {
 // root is not in it. The overlay is of no use afterwards: its memory becomes free
 // while the list grows.
 func (o *overlay) entries() []layers.Entry {
-	list := make([]layers.Entry, 0, o.root.size())
+	list := make([]layers.Entry, 0, o.nodes)
 	for _, name := range sortedKeys(o.root.children) {
 		o.collect(&list, o.root.children[name], name)
 	}
 	return list
-}
-
-// size is the number of nodes below n.
-func (n *node) size() int {
-	size := len(n.children)
-	for _, c := range n.children {
-		size += c.size()
-	}
-	return size
 }
 
 // collect adds n and what is below it to list, if any of that was made, and
