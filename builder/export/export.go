@@ -11,7 +11,6 @@
 package export
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -326,7 +325,7 @@ func (x *run) store(ctx context.Context, configs [][]byte, made *result) error {
 		x.status("writing image %s", id)
 	}
 	if index != "" {
-		if _, _, err := x.Packer.Blobs.Put(bytes.NewReader(made.Raw), index, made.Desc.Size); err != nil {
+		if err := x.Images.Keep(index, made.Raw); err != nil {
 			return err
 		}
 	}

@@ -1,10 +1,8 @@
 package image
 
 import (
-	"bytes"
 	"context"
 	"fmt"
-	"io"
 
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -70,28 +68,31 @@ func ReadAttestation(desc ocispec.Descriptor, raw []byte) (Attestation, error) {
 	return a, nil
 }
 
-// PutAttestation stores an attestation manifest and its blobs.
-func (s *Store) PutAttestation(ctx context.Context, p *Packed) (Attestation, error) {
-	a := Attestation{Desc: p.Desc}
-	put := func(d ocispec.Descriptor, r io.Reader) error {
-		if _, _, err := s.blobs.Put(r, d.Digest, d.Size); err != nil {
-			return fmt.Errorf("attestation %s: %w", p.Desc.Digest, err)
+// PutAttestation stores an attestation manifest and its blobs, which stay until
+// Put has them in an image.
+func (s *Store) PutAttestation(ctx context.Context, p *Packed) (a Attestation, err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("attestation %s: %w", p.Desc.Digest, err)
 		}
-		return nil
-	}
+	}()
+	a.Desc = p.Desc
 	for _, ref := range append([]blob.Ref{p.Config}, p.Layers...) {
 		r, err := ref.Open(ctx)
 		if err != nil {
 			return a, err
 		}
-		err = put(ref.Desc, r)
+		err = s.Lease(ref.Desc.Digest)
+		if err == nil {
+			_, _, err = s.blobs.Put(r, ref.Desc.Digest, ref.Desc.Size)
+		}
 		r.Close()
 		if err != nil {
 			return a, err
 		}
 		a.Blobs = append(a.Blobs, ocispec.Descriptor{MediaType: ref.Desc.MediaType, Digest: ref.Desc.Digest, Size: ref.Desc.Size})
 	}
-	return a, put(p.Desc, bytes.NewReader(p.Manifest))
+	return a, s.Keep(p.Desc.Digest, p.Manifest)
 }
 
 // attestation is an attestation of the image with the manifest of.

@@ -78,7 +78,7 @@ func (s *Store) Put(refs []string, images []Image, configs [][]byte, index diges
 	images = slices.Clone(images)
 	now := time.Now().UTC()
 	for i, config := range configs {
-		if _, _, err := s.blobs.Put(bytes.NewReader(config), images[i].ID, int64(len(config))); err != nil {
+		if err := s.Keep(images[i].ID, config); err != nil {
 			return fmt.Errorf("configuration of image %s: %w", images[i].ID, err)
 		}
 		if images[i].Stored.IsZero() {
@@ -395,6 +395,17 @@ func (s *Store) RemoveUnnamed() ([]digest.Digest, error) {
 // has it in an image.
 func (s *Store) Lease(d digest.Digest) error {
 	return s.root.Keep(state.KindBlob, d.String())
+}
+
+// Keep stores a document, which has the digest d, as a blob that is not collected
+// before Put has it in an image. An equal blob that is there may have been garbage
+// for long: it is leased first.
+func (s *Store) Keep(d digest.Digest, raw []byte) error {
+	if err := s.Lease(d); err != nil {
+		return err
+	}
+	_, _, err := s.blobs.Put(bytes.NewReader(raw), d, int64(len(raw)))
+	return err
 }
 
 // Config returns the configuration of an image.

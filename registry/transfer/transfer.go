@@ -6,7 +6,6 @@
 package transfer
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -190,11 +189,7 @@ func (t *Transfer) keep(d digest.Digest, raw []byte) error {
 	if d == "" {
 		return nil
 	}
-	if err := t.Images.Lease(d); err != nil {
-		return err
-	}
-	_, _, err := t.Blobs.Put(bytes.NewReader(raw), d, int64(len(raw)))
-	return err
+	return t.Images.Keep(d, raw)
 }
 
 // Push uploads what a name of the store stands for under ref (see

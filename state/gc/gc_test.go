@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/go-digest"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 
 	"github.com/strake-build/strake/cache"
 	"github.com/strake-build/strake/layers"
@@ -434,6 +436,47 @@ func TestPruneKeepsWhatIsInUse(t *testing.T) {
 	want = strings.Fields("base config one one.gz")
 	if diff := cmp.Diff(want, s.contents(t, ex.names)); diff != "" {
 		t.Errorf("left after the process has ended (-want +got):\n%s", diff)
+	}
+}
+
+// What an image is about to get stays, even if it was garbage before: documents
+// that are stored again are not written again.
+func TestPruneKeepsWhatAnImageGets(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	const index, manifest, statement, empty, config = "an index", "a manifest", "a statement", "{}", `{"name":"app"}`
+	names := map[string]string{}
+	fill(t, dir, func(s *Store) {
+		for _, content := range []string{index, manifest, statement, empty, config, "garbage"} {
+			names[s.blob(t, content).Encoded()] = content
+		}
+	})
+	ref := func(content string) blob.Ref {
+		return blob.Ref{
+			Desc: ocispec.Descriptor{Digest: digest.FromString(content), Size: int64(len(content))},
+			Open: func(context.Context) (io.ReadCloser, error) { return io.NopCloser(strings.NewReader(content)), nil },
+		}
+	}
+	process, other := testStore(t, dir), testStore(t, dir)
+	if _, err := process.Images.PutAttestation(t.Context(), &image.Packed{
+		Desc: ref(manifest).Desc, Manifest: []byte(manifest), Config: ref(empty), Layers: []blob.Ref{ref(statement)},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := process.Images.Keep(digest.FromString(index), []byte(index)); err != nil {
+		t.Fatal(err)
+	}
+	id := process.image(t, "app", nil)
+	if _, _, err := process.Images.Remove(id.String(), false); err != nil { // as if it was not yet there
+		t.Fatal(err)
+	}
+	must(other.Prune(t.Context(), Options{All: true}))(t)
+	want := []string{index, manifest, statement, config, empty}
+	got := other.contents(t, names)
+	slices.Sort(want)
+	slices.Sort(got)
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("left (-want +got):\n%s", diff)
 	}
 }
 
