@@ -15,8 +15,9 @@ import (
 
 // Bundle makes what a name of the store stands for: the very index that its
 // images came in, if all that is in it is here; else an index of what is here,
-// or a single image that has no attestations. warn is told of attestations that
-// are left out since the store does not have them, whole, any more.
+// or a single image that has no attestations. warn is told of what the store does
+// not have, whole, any more: attestations that are left out, and manifests in
+// whose place others are made.
 func (p *Packer) Bundle(ctx context.Context, n Name, src snapshot.Sources, warn func(text string)) (Bundle, error) {
 	b := Bundle{}
 	if n.Ref != "" {
@@ -29,6 +30,9 @@ func (p *Packer) Bundle(ctx context.Context, n Name, src snapshot.Sources, warn 
 			return b, err
 		}
 		b.Images = append(b.Images, packed)
+		if made := packed.Desc.Digest; img.Manifest != "" && made != img.Manifest {
+			warn(fmt.Sprintf("image %s gets the manifest %s: the one that it came with, %s, is not whole any more", img.ID, made, img.Manifest))
+		}
 		for _, a := range img.Attestations {
 			said, err := p.attestation(a, packed.Desc.Digest)
 			if err != nil {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -123,16 +124,21 @@ func (p *Packer) stored(desc ocispec.Descriptor) blob.Ref {
 }
 
 // Stored makes a manifest of an image of the store: the very one that it came
-// with if it was pulled or loaded, else one made as img.Pack says.
+// with if it was pulled or loaded and that is here, else one made as img.Pack
+// says.
 func (p *Packer) Stored(ctx context.Context, img Image, src snapshot.Sources) (*Packed, error) {
+	config, err := p.Blobs.Bytes(img.ID)
+	if errors.Is(err, blob.ErrNotFound) {
+		// Nothing that is here can make it anew.
+		return nil, fmt.Errorf("image %s is damaged: its configuration is lost: build, pull or load it again", img.ID)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("configuration of image %s: %w", img.ID, err)
+	}
 	if img.Manifest != "" {
 		if packed, err := p.original(img, src); err == nil {
 			return packed, nil
 		}
-	}
-	config, err := p.Blobs.Bytes(img.ID)
-	if err != nil {
-		return nil, fmt.Errorf("configuration of image %s: %w", img.ID, err)
 	}
 	return p.Manifest(ctx, config, img.Tree, img.Pack, img.Annotations, src)
 }
