@@ -12,7 +12,6 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -121,7 +120,7 @@ func TestLeakIsNotPushed(t *testing.T) {
 		})
 	})
 	e := newExporter(t)
-	img := e.tree(t, noise("noise", 12<<20, secret))
+	img := e.tree(t, noise("noise", 24<<20, secret))
 	g := &leak.Guard{}
 	g.Add("token", []byte(secret))
 	_, err := e.Export(t.Context(), []Image{img}, Output{Type: TypeRegistry, Names: []string{app + ":1"}, Pack: image.PackOptions{Guard: g}})
@@ -157,7 +156,7 @@ func begun(ctx context.Context, dir string, n int64) error {
 				return nil
 			}
 		}
-		runtime.Gosched()
+		time.Sleep(time.Millisecond)
 	}
 	return context.Cause(ctx)
 }
