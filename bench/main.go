@@ -51,7 +51,7 @@ func run(ctx context.Context) error {
 	full := flag.Bool("full", false, "curves up to their largest sizes (100k files, 4 GiB, 1000 steps)")
 	tools := flag.String("tools", "strake,buildkit,buildah", "tools to run")
 	n := flag.Int("n", 3, "runs of each case and tool")
-	single := flag.String("single", "", "tools that run each case once only, by comma (buildah takes an hour otherwise)")
+	enough := flag.Duration("enough", 0, "a tool runs a case no more once its runs have taken this long; 0: n times whatever they take")
 	work := flag.String("work", "", "working directory (default: a new one that is removed)")
 	doc := flag.String("doc", "", "document whose tables are replaced, and beside which pictures are drawn")
 	check := flag.Bool("check", false, "compare the images that the tools made, once a case")
@@ -79,7 +79,7 @@ func run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	b := &bench{dir: dir, single: strings.Split(*single, ","), verbose: *verbose, check: *check, syncs: *syncs}
+	b := &bench{dir: dir, enough: *enough, verbose: *verbose, check: *check, syncs: *syncs}
 	var stop func()
 	if b.registry, stop, err = distribution.Start(filepath.Join(dir, "registry")); err != nil {
 		return err
@@ -164,7 +164,7 @@ type bench struct {
 	dir                   string
 	registry              string // host:port
 	tools                 []tool
-	single                []string // names of tools that run once
+	enough                time.Duration // of one case and tool; 0: no bound
 	verbose, check, syncs bool
 	groups                int // made so far
 	differ                int // cases in which images differ
@@ -196,7 +196,7 @@ func (b *bench) measure(ctx context.Context, c benchCase, n int) (r row, err err
 			if ctx.Err() != nil {
 				return r, context.Cause(ctx)
 			}
-			if i > 0 && slices.Contains(b.single, t.name()) {
+			if b.enough > 0 && total(r.samples[t.name()]) > b.enough {
 				continue
 			}
 			s, img, err := b.once(ctx, c, t, i, b.check && i == 0)
@@ -231,6 +231,14 @@ func (b *bench) measure(ctx context.Context, c benchCase, n int) (r row, err err
 		r.syncs[t.name()] = n
 	}
 	return r, nil
+}
+
+// total is how long runs have taken together.
+func total(s []sample) (sum time.Duration) {
+	for _, one := range s {
+		sum += one.wall
+	}
+	return sum
 }
 
 func median(s []sample) sample {
