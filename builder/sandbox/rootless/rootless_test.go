@@ -88,7 +88,11 @@ func as(t *testing.T, what string, env ...string) *exec.Cmd {
 	}
 	data, err := os.ReadFile(exe)
 	if err == nil {
+		// A process that another test starts meanwhile would have the file open
+		// for writing, and the program would be busy.
+		syscall.ForkLock.RLock()
 		err = os.WriteFile(filepath.Join(dir, "test"), data, 0o755)
+		syscall.ForkLock.RUnlock()
 	}
 	if err == nil {
 		err = os.Chmod(dir, 0o777)
