@@ -280,7 +280,7 @@ func (u *uploads) serve(t *testing.T) string {
 // impatient has c take what hangs for a stall at once. For all else a busy
 // machine would be one.
 func impatient(c *Client) {
-	c.limits.stall, c.limits.header = 300*time.Millisecond, 500*time.Millisecond
+	c.limits.stall, c.limits.header = time.Second, 1500*time.Millisecond
 }
 
 func (u *uploads) ServeHTTP(w http.ResponseWriter, r *http.Request) {
